@@ -1,0 +1,187 @@
+"""From a command line to a step and back: reads the knobs and paths, runs the step, reports its outputs to KFP.
+
+Standard library only: every image carries this file.
+"""
+
+import dataclasses
+import inspect
+import json
+import os
+import shutil
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any, NewType, NoReturn, get_args, get_origin, get_type_hints
+
+InputPath = NewType("InputPath", Path)
+OutputPath = NewType("OutputPath", Path)
+Scalar = str | int | float | bool
+Outputs = Mapping[str, Mapping[str, Scalar]]  # metadata of each output artifact, by its name
+
+RESERVED = {"executor-input", "pipeline-run"}  # options of the launcher itself
+
+
+def launch(
+    step: Callable[..., Outputs], params_type: type, every_rank: bool = False, arguments: list[str] | None = None
+) -> None:
+    """Run a step as a program: `python -m components.<step>.step --dataset=PATH --epochs=3 ...`.
+
+    The step's signature names its artifacts: `InputPath` and `OutputPath` arguments are paths on the command line. All
+    other options are fields of `params_type`. Under KFP the outputs are reported in `executor_output.json`; in a shell
+    their metadata is printed. Exit status 1 and one clear line on bad input; the traceback when RANKONE_TRACEBACK is set.
+
+    Args:
+        step: takes `params` and one path an artifact; returns the metadata of every output.
+        params_type: frozen dataclass of the knobs.
+        every_rank: under torchrun, run the step in every process; else the first process works and the others end at once.
+        arguments: the command line; that of the process when None.
+    """
+    first = int(os.environ.get("RANK", "0")) == 0
+    if not (first or every_rank):
+        return
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        options = _options(arguments if arguments is not None else sys.argv[1:])
+        executor_input = json.loads(options.pop("executor-input", "null"))
+        os.environ.setdefault("RANKONE_PIPELINE_RUN", options.pop("pipeline-run", ""))
+        paths = artifact_arguments(step)
+        knobs = {name: text for name, text in options.items() if name not in paths}
+        params = params_from(params_type, knobs)
+        artifacts = _artifact_paths(paths, options)
+        if first:
+            _clear(artifacts, paths, under_kfp=executor_input is not None)
+        outputs = step(params, **artifacts)
+        if first:
+            _report(step.__name__, outputs, artifacts, paths, executor_input)
+    except (ValueError, OSError) as error:
+        if os.environ.get("RANKONE_TRACEBACK"):
+            raise
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{'/'.join(Path(place.filename).parts[-2:])}:{place.lineno}; RANKONE_TRACEBACK=1 shows the whole way"
+        print(f"{step.__name__}: {error}\n  ({where})", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def artifact_arguments(step: Callable[..., Outputs]) -> dict[str, type]:
+    """The artifacts of a step, by name: each is InputPath or OutputPath."""
+    hints = get_type_hints(step)
+    return {
+        name: hints[name] for name in inspect.signature(step).parameters if hints.get(name) in (InputPath, OutputPath)
+    }
+
+
+def params_from(params_type: type, texts: Mapping[str, str]) -> Any:
+    """Build the dataclass of knobs from texts, as a command line or a pipeline parameter gives them.
+
+    Raises:
+        ValueError: an unknown name or a text that is no value of the field's type; says which would do.
+    """
+    hints = get_type_hints(params_type)
+    unknown = sorted(set(texts) - set(hints))
+    if unknown:
+        raise ValueError(f"Unknown option '{unknown[0]}'; choose from: {', '.join(sorted(hints))}.")
+    return params_type(**{name: parse(name, text, hints[name]) for name, text in texts.items()})
+
+
+def parse(name: str, text: str, kind: Any) -> Any:
+    """One value from its text; lists are JSON, e.g. "[64, 128]". KFP writes whole numbers as "3" or "3.0", truth as "true"."""
+    try:
+        if kind is bool:
+            return {"true": True, "false": False}[text.lower()]
+        if kind is int:
+            number = float(text)
+            if not number.is_integer():
+                raise ValueError
+            return int(text) if text.lstrip("+-").isdigit() else int(number)
+        if get_origin(kind) is tuple:
+            return tuple(parse(name, str(item), get_args(kind)[0]) for item in json.loads(text))
+        return kind(text)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise ValueError(f"{name} is '{text}'; it must be {_describe(kind)}.") from None
+
+
+def text_of(value: Any) -> str:
+    """A knob's value as `parse` reads it back."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return json.dumps(value)
+    return str(value)
+
+
+def _describe(kind: Any) -> str:
+    if get_origin(kind) is tuple:
+        return "a list like [1, 2]"
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[kind]
+
+
+def _options(arguments: list[str]) -> dict[str, str]:
+    options: dict[str, str] = {}
+    remaining = iter(arguments)
+    for argument in remaining:
+        if not argument.startswith("--"):
+            raise ValueError(f"'{argument}' stands alone; write every option as --name=value.")
+        name, equals, text = argument[2:].partition("=")
+        if not equals and name in RESERVED:
+            text = next(remaining, "null")
+        elif not equals:
+            raise ValueError(f"Option '--{name}' has no value; write --{name}=value.")
+        if name in options:
+            raise ValueError(f"Option '--{name}' is given twice.")
+        options[name] = text
+    return options
+
+
+def _artifact_paths(paths: dict[str, type], options: dict[str, str]) -> dict[str, Path]:
+    missing = [name for name in paths if not options.get(name)]
+    if missing:
+        raise ValueError(f"No path for '{missing[0]}'; give --{missing[0]}=PATH.")
+    artifacts = {name: Path(options[name]) for name in paths}
+    for name, kind in paths.items():
+        if kind is InputPath and not artifacts[name].exists():
+            raise ValueError(f"--{name}={artifacts[name]} does not exist; name what an earlier step wrote.")
+    return artifacts
+
+
+def _clear(artifacts: dict[str, Path], paths: dict[str, type], under_kfp: bool) -> None:
+    """Make room for the outputs. Under KFP what lies there is left from an attempt that failed; a person's files are kept."""
+    for name, path in artifacts.items():
+        if paths[name] is OutputPath and path.exists():
+            if not under_kfp:
+                raise ValueError(f"--{name}={path} exists already; remove it or name another place.")
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _report(
+    step: str, outputs: Outputs, artifacts: dict[str, Path], paths: dict[str, type], executor_input: dict[str, Any]
+) -> None:
+    declared = {name for name, kind in paths.items() if kind is OutputPath}
+    assert set(outputs) == declared, f"{step} reports {sorted(outputs)}; its signature declares {sorted(declared)}"
+    for name in declared:
+        assert artifacts[name].exists(), f"{step} reports '{name}' and did not write {artifacts[name]}"
+    if executor_input is None:
+        print(json.dumps({name: dict(metadata) for name, metadata in outputs.items()}, indent=2))
+        return
+    report = {}
+    for name, listed in executor_input["outputs"]["artifacts"].items():
+        artifact = listed["artifacts"][0]
+        report[name] = {"artifacts": [artifact | {"metadata": dict(outputs[name])}]}
+    path = Path(executor_input["outputs"]["outputFile"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"artifacts": report}))
+
+
+def _stop(number: int, _: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)
+
+
+def is_dataclass_of_scalars(params_type: type) -> bool:
+    """Whether every field has a default and a type that survives the command line."""
+    kinds = get_type_hints(params_type).values()
+    plain = all(kind in (str, int, float, bool) or get_origin(kind) is tuple for kind in kinds)
+    return plain and all(field.default is not dataclasses.MISSING for field in dataclasses.fields(params_type))

@@ -1,0 +1,1 @@
+"""What an engineer does with the pipeline: run it, compile it, look at what it made."""

@@ -1,0 +1,135 @@
+"""The dataset store: every image as RGB bytes of one size, and an index of what each of them is."""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from retrieval.manifest import Manifest, read_manifest, write_manifest
+
+KIND, FORMAT_VERSION = "dataset", 1
+INDEX, REPORT = "index.parquet", "report.json"
+SPLITS = ("train", "validation", "test")
+INDEX_SCHEMA = pa.schema(
+    {
+        "id": pa.int64(),  # row number: image i of the shards laid end to end
+        "label": pa.int64(),  # position of the class in the sorted class names
+        "class_name": pa.string(),
+        "split": pa.string(),  # one of SPLITS
+        "source": pa.string(),  # where the image came from, relative to the source's root
+        "sha256": pa.string(),  # of the decoded RGB pixels at full size
+        "width": pa.int32(),  # of the picture as decoded, before it was fitted to the store's size
+        "height": pa.int32(),
+    }
+)
+
+
+class Dataset:
+    """A dataset folder, opened: labels and splits in memory, pixels memory-mapped.
+
+    Attributes:
+        folder: where it lies.
+        manifest: kind, digest and facts.
+        index: table of INDEX_SCHEMA, one row an image.
+        labels: (n,) int64.
+        class_names: name of each label.
+        image_size: height and width of every stored image, in pixels.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Open and verify a dataset folder.
+
+        Raises:
+            ValueError: it is no dataset, of another format, or damaged.
+        """
+        self.folder = folder
+        self.manifest: Manifest = read_manifest(folder, KIND, FORMAT_VERSION)
+        self.index: pa.Table = pq.read_table(folder / INDEX)
+        self.labels: np.ndarray = self.index["label"].to_numpy()
+        self.class_names: list[str] = self.manifest.facts["class_names"]
+        self.image_size: int = self.manifest.facts["image_size"]
+        self._splits: np.ndarray = self.index["split"].to_numpy(zero_copy_only=False)
+        self._shards = [np.load(path, mmap_mode="r") for path in sorted(folder.glob("images-*.npy"))]
+        self._starts = np.cumsum([0] + [len(shard) for shard in self._shards])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the content: the same images, labels and splits give the same digest."""
+        return self.manifest.digest
+
+    def rows(self, *splits: str) -> np.ndarray:
+        """Row numbers of the images in any of the named splits, ascending: (m,) int64."""
+        for split in splits:
+            if split not in SPLITS:
+                raise ValueError(f"Unknown split '{split}'; choose one of: {', '.join(SPLITS)}.")
+        return np.flatnonzero(np.isin(self._splits, splits))
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """The images of the given rows, in their order: (b, image_size, image_size, 3) uint8."""
+        images = np.empty((len(rows), self.image_size, self.image_size, 3), np.uint8)
+        shard_of = np.searchsorted(self._starts, rows, side="right") - 1
+        for number in np.unique(shard_of):
+            chosen = shard_of == number
+            images[chosen] = self._shards[number][rows[chosen] - self._starts[number]]
+        return images
+
+    def report(self) -> dict[str, Any]:
+        """What prepare_data counted, refused and why."""
+        return json.loads((self.folder / REPORT).read_text())
+
+
+def save_dataset(
+    folder: Path,
+    batches: Iterable[np.ndarray],
+    index: pa.Table,
+    class_names: list[str],
+    report: dict[str, Any],
+    images_per_shard: int = 65_536,
+) -> Dataset:
+    """Write a dataset folder from a stream of image batches; memory is one shard, whatever the number of images.
+
+    Args:
+        folder: made when missing.
+        batches: arrays (any, size, size, 3) uint8 whose rows, laid end to end, are the rows of the index.
+        index: table of INDEX_SCHEMA.
+        class_names: name of each label.
+        report: what was counted and refused; plain JSON.
+        images_per_shard: rows of a shard; the last one may be shorter.
+
+    Raises:
+        ValueError: the number of images is not the number of rows, or images differ in size.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    image_size = written = 0
+    for number, shard in enumerate(_reshard(batches, images_per_shard)):
+        np.save(folder / f"images-{number:05d}.npy", shard)
+        image_size, written = shard.shape[1], written + len(shard)
+    if written != len(index):
+        raise ValueError(f"{written} images for {len(index)} rows of the index; every row needs one image.")
+    pq.write_table(index.select(INDEX_SCHEMA.names).cast(INDEX_SCHEMA), folder / INDEX)
+    (folder / REPORT).write_text(json.dumps(report, indent=2, sort_keys=True) + "\n")
+    write_manifest(folder, KIND, FORMAT_VERSION, facts={"class_names": class_names, "image_size": image_size})
+    return Dataset(folder)
+
+
+def _reshard(batches: Iterable[np.ndarray], images_per_shard: int) -> Iterator[np.ndarray]:
+    """Regroup batches of any length into shards of one length."""
+    pending: list[np.ndarray] = []
+    count = 0
+    for batch in batches:
+        while count + len(batch) >= images_per_shard:
+            head, batch = np.split(batch, [images_per_shard - count])
+            yield np.concatenate([*pending, head])
+            pending, count = [], 0
+        if len(batch):
+            pending.append(batch)
+            count += len(batch)
+    if pending:
+        yield np.concatenate(pending)
