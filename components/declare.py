@@ -35,13 +35,8 @@ def container_component(image: str, params: type) -> Callable[[Callable[..., Non
             command = ["python", "-m", f"components.{declaration.__name__}.step"]
             return dsl.ContainerSpec(image=image, command=command, args=options)
 
-        container.__name__ = container.__qualname__ = declaration.__name__
-        container.__doc__ = f"{inspect.getdoc(declaration)}\n\nArgs:\n" + "".join(
-            f"    {name}: {text}\n" for name, text in knob_descriptions(params).items()
-        )
-        container.__signature__ = inspect.Signature(artifacts + knobs)  # type: ignore[attr-defined]
-        container.__annotations__ = {parameter.name: parameter.annotation for parameter in artifacts + knobs}
-        return dsl.container_component(container)
+        described = _disguise(container, declaration, artifacts + knobs, knob_descriptions(params))
+        return dsl.container_component(described)
 
     return decorate
 
@@ -65,3 +60,52 @@ def knob_descriptions(params: type) -> dict[str, str]:
     """What each knob does, from the `Attributes:` of the dataclass's docstring."""
     described = docstring_parser.parse(inspect.getdoc(params) or "", style=docstring_parser.DocstringStyle.GOOGLE)
     return {entry.arg_name: " ".join((entry.description or "").split()) for entry in described.params}
+
+
+def with_knobs_of(*steps: BaseComponent) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a pipeline every knob of its steps as a parameter; a name that several steps share is one parameter.
+
+    The decorated function receives `knobs`: called with a step, it returns that step's arguments.
+
+    Raises:
+        ValueError: two steps spell a knob alike and mean another type or default.
+    """
+
+    def decorate(pipeline: Callable[..., None]) -> Callable[..., None]:
+        parameters: dict[str, inspect.Parameter] = {}
+        descriptions: dict[str, str] = {}
+        for step in steps:
+            for knob in knobs_of(step):
+                known = parameters.setdefault(knob.name, knob)
+                if known != knob:
+                    raise ValueError(f"{step.name} has the knob '{knob}'; another step has '{known}'. Rename one.")
+                descriptions[knob.name] = step.component_spec.inputs[knob.name].description or ""
+
+        def body(*values: Any, **named: Any) -> None:
+            given = inspect.Signature(list(parameters.values())).bind(*values, **named).arguments
+            pipeline(lambda step: {knob.name: given[knob.name] for knob in knobs_of(step)})
+
+        return _disguise(body, pipeline, list(parameters.values()), descriptions)
+
+    return decorate
+
+
+def knobs_of(step: BaseComponent) -> list[inspect.Parameter]:
+    """The knobs of a declared step: its inputs but the artifacts."""
+    signature = inspect.signature(step.pipeline_func)
+    return [parameter for parameter in signature.parameters.values() if parameter.default is not parameter.empty]
+
+
+def _disguise(
+    function: Callable[..., Any],
+    original: Callable[..., Any],
+    parameters: list[inspect.Parameter],
+    texts: dict[str, str],
+) -> Callable[..., Any]:
+    """Let KFP see `function` under the name and text of `original`, with these parameters and their descriptions."""
+    function.__name__ = function.__qualname__ = original.__name__
+    arguments = "".join(f"    {name}: {text}\n" for name, text in texts.items())
+    function.__doc__ = f"{inspect.getdoc(original)}\n\nArgs:\n{arguments}"
+    function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    function.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return function

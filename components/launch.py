@@ -31,12 +31,12 @@ def launch(
 
     The step's signature names its artifacts: `InputPath` and `OutputPath` arguments are paths on the command line. All
     other options are fields of `params_type`. Under KFP the outputs are reported in `executor_output.json`; in a shell
-    their metadata is printed. Exit status 1 and one clear line on bad input; the traceback when RANKONE_TRACEBACK is set.
+    their metadata is printed. Bad input ends in one clear line and exit status 1; RANKONE_TRACEBACK=1 shows the rest.
 
     Args:
         step: takes `params` and one path an artifact; returns the metadata of every output.
         params_type: frozen dataclass of the knobs.
-        every_rank: under torchrun, run the step in every process; else the first process works and the others end at once.
+        every_rank: under torchrun, run the step in every process; else the first one works and the others end.
         arguments: the command line; that of the process when None.
     """
     first = int(os.environ.get("RANK", "0")) == 0
@@ -89,7 +89,7 @@ def params_from(params_type: type, texts: Mapping[str, str]) -> Any:
 
 
 def parse(name: str, text: str, kind: Any) -> Any:
-    """One value from its text; lists are JSON, e.g. "[64, 128]". KFP writes whole numbers as "3" or "3.0", truth as "true"."""
+    """One value from its text; lists are JSON, e.g. "[64, 128]". KFP writes a whole number as "3" or "3.0"."""
     try:
         if kind is bool:
             return {"true": True, "false": False}[text.lower()]
@@ -149,7 +149,7 @@ def _artifact_paths(paths: dict[str, type], options: dict[str, str]) -> dict[str
 
 
 def _clear(artifacts: dict[str, Path], paths: dict[str, type], under_kfp: bool) -> None:
-    """Make room for the outputs. Under KFP what lies there is left from an attempt that failed; a person's files are kept."""
+    """Make room for the outputs: under KFP what lies there is left from a failed attempt; a person's files are kept."""
     for name, path in artifacts.items():
         if paths[name] is OutputPath and path.exists():
             if not under_kfp:

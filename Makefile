@@ -1,0 +1,46 @@
+# make demo: set up and run the pipeline on real images.   make test: set up and run the tests.
+PYTHON ?= $(or $(shell command -v python3.11),$(shell command -v python3),python3)
+BIN := .venv/bin
+INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python
+
+.PHONY: demo test lint golden requirements clean
+
+demo: .venv/rankone.installed
+	$(BIN)/rankone run --recipe digits
+
+test: .venv/development.installed
+	$(BIN)/python -m pytest -m "not engine"
+
+lint: .venv/development.installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy .
+
+golden: .venv/development.installed  ## rewrite the compiled pipeline that the tests compare with; review its diff
+	$(BIN)/rankone compile --unpinned --output tests/golden/pipeline.yaml
+
+requirements: .venv/uv.installed  ## compile the pinned, hashed sets again from requirements/*.in
+	for name in uv rankone development; do \
+	  $(BIN)/uv pip compile --quiet --generate-hashes --python-version 3.11 --universal --no-emit-index-url \
+	    --custom-compile-command "make requirements" --output-file requirements/$$name.txt requirements/$$name.in || exit 1; \
+	done
+
+clean:
+	rm -rf .venv
+
+.venv/uv.installed: requirements/uv.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+	  { echo "Rankone needs Python 3.11; $(PYTHON) is another version. Name one: make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	@touch $@
+
+.venv/rankone.installed: .venv/uv.installed requirements/rankone.txt pyproject.toml
+	@echo "Installing the pinned packages (PyTorch is a large download) ..."
+	$(INSTALL) --require-hashes -r requirements/rankone.txt
+	$(INSTALL) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv/development.installed: .venv/rankone.installed requirements/development.txt
+	$(INSTALL) --require-hashes -r requirements/development.txt
+	@touch $@

@@ -1,0 +1,55 @@
+"""The version of a step's code: a digest of every file that the step can reach, and of the packages it is pinned to.
+
+It is the tag of the step's image, so that a cache sees a change of code, and sees it only where it matters.
+"""
+
+import ast
+import hashlib
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMS = ("components", "retrieval")
+REQUIREMENTS = ROOT / "requirements" / "rankone.txt"
+
+
+def step_version(step: str) -> str:
+    """Twelve hexadecimal digits that change with a step's code, a module that it imports, or a pinned package."""
+    digest = hashlib.sha256(platform.python_version().encode())
+    for path in [*sorted(reachable_files(f"components.{step}.step")), REQUIREMENTS]:
+        digest.update(str(path.relative_to(ROOT)).encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def reachable_files(module: str) -> set[Path]:
+    """The files of our own that a module imports, directly or not, with the templates that lie beside them."""
+    waiting, modules = [module], set[str]()
+    while waiting:
+        name = waiting.pop()
+        if name not in modules and (path := _file_of(name)):
+            modules.add(name)
+            waiting += imported_modules(path)
+    files = {path for name in modules if (path := _file_of(name))}
+    return {beside for path in files for beside in path.parent.glob(f"{path.stem}.*") if beside.is_file()}
+
+
+def imported_modules(path: Path) -> Iterator[str]:
+    """Names of the modules of our own rooms that a source file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        yield from (name for name in names if name.partition(".")[0] in ROOMS)
+
+
+def _file_of(module: str) -> Path | None:
+    path = ROOT / module.replace(".", "/")
+    for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+        if candidate.is_file():
+            return candidate
+    return None

@@ -1,0 +1,116 @@
+"""`rankone`: the pipeline's command line."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from components.launch import text_of
+from operations import parameters, recipes
+
+BAD_INPUT = 2
+
+app = typer.Typer(
+    help="Train, judge and promote image-retrieval models: one pipeline, from raw images to a champion in MLflow.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+    rich_markup_mode="rich",
+)
+Recipe = Annotated[
+    str | None,
+    typer.Option("--recipe", "-r", help="Named set of parameters, or a .yaml file. `rankone recipes` lists them."),
+]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option("--param", "-p", metavar="NAME=VALUE", help="Set one parameter; may be given many times."),
+]
+
+
+@app.command()
+def run(recipe: Recipe = None, param: Assignments = None) -> None:
+    """Run the whole pipeline on this machine; steps that are done already are not done again.
+
+    Example: [cyan]rankone run --recipe folder -p location=photos -p dimension=128[/]
+    """
+    from operations.run import run_here
+
+    values = parameters.resolve(recipes.load_recipe(recipe) if recipe else {}, param or [])
+    raise typer.Exit(run_here(recipe or "rankone", values))
+
+
+@app.command(name="compile")
+def compile_command(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The YAML file to write.")] = Path("pipeline.yaml"),
+    recipe: Recipe = None,
+    param: Assignments = None,
+    unpinned: Annotated[bool, typer.Option(help="Leave image tags out, to compare two versions of the graph.")] = False,
+) -> None:
+    """Compile the pipeline to the YAML that Kubeflow Pipelines runs.
+
+    A recipe and parameters become the defaults of the compiled pipeline.
+    """
+    from operations.compile import compile_pipeline
+
+    if output.is_dir() or output.suffix not in (".yaml", ".yml"):
+        raise ValueError(f"--output is '{output}'; name a file that ends in .yaml.")
+    values = parameters.resolve(recipes.load_recipe(recipe) if recipe else {}, param or [])
+    compile_pipeline(output, values, pinned=not unpinned)
+    print(f"Wrote {output}")
+
+
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000,
+) -> None:
+    """Open MLflow's page over the embedded store: runs, curves, models. Ctrl-C ends it."""
+    from retrieval.tracking import embedded_store
+
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", embedded_store()]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    os.environ |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    print(f"MLflow starts at http://127.0.0.1:{port} (half a minute); Ctrl-C ends it.", flush=True)
+    os.execv(command[0], command)
+
+
+@app.command(name="parameters")
+def parameters_command(recipe: Recipe = None) -> None:
+    """List every parameter: its value, the steps that it reaches, what it does."""
+    given = parameters.resolve(recipes.load_recipe(recipe) if recipe else {}, [])
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("parameter", "value", "steps", "what it does"):
+        table.add_column(column, overflow="fold")
+    for knob in sorted(parameters.all_knobs().values(), key=lambda knob: (knob.steps, knob.name)):
+        value = given.get(knob.name, knob.default)
+        table.add_row(knob.name, text_of(value), ", ".join(knob.steps), knob.description)
+    Console(highlight=False, markup=False).print(table)
+
+
+@app.command(name="recipes")
+def recipes_command() -> None:
+    """List the recipes and what each is for."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("recipe", no_wrap=True)
+    table.add_column("what it is for")
+    for name in recipes.recipe_names():
+        table.add_row(name, recipes.describe_recipe(name))
+    Console(highlight=False, markup=False).print(table)
+
+
+def main() -> None:
+    """Run the command line; bad input ends in one clear message and exit status 2."""
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        if os.environ.get("RANKONE_TRACEBACK"):
+            raise
+        print(f"rankone: {error}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""The adapter that lets kfp.local run container components as processes of this machine.
+
+kfp.local runs container components in Docker only. A step is an ordinary Python program, so here its command line runs
+as it stands, in this environment; everything else (order, inputs, cache) stays kfp.local's. What a step leaves is
+checked: a task succeeds when its process did and every output that it declares was reported and exists.
+"""
+
+import contextlib
+import io
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+from kfp import components, dsl, local
+from kfp.local import status, subprocess_task_handler
+from kfp.local.orchestrator import task_executor
+
+SECONDS_TO_STOP = 10.0
+
+
+class Observer(Protocol):
+    """Hears what a run does."""
+
+    def step_started(self, step: str) -> None:
+        """A step's turn has come."""
+
+    def step_said(self, step: str, line: str) -> None:
+        """A running step printed a line."""
+
+    def step_ended(self, result: "StepResult") -> None:
+        """A step succeeded, failed, or came from the cache."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """How one step of a run ended.
+
+    Attributes:
+        step: its name.
+        succeeded: whether its outputs can be used.
+        cached: whether an earlier run's outputs were taken.
+        seconds: wall time, start of the process included.
+        artifacts: output artifacts by name, with uri and metadata.
+    """
+
+    step: str
+    succeeded: bool
+    cached: bool
+    seconds: float
+    artifacts: dict[str, dsl.Artifact]
+
+
+def run_compiled(pipeline: Path, values: dict[str, Any], artifacts: Path, cache: Path, observer: Observer) -> bool:
+    """Run a compiled pipeline here, one process a step.
+
+    Args:
+        pipeline: the YAML.
+        values: pipeline parameters; the rest keep their defaults.
+        artifacts: folder under which each run's artifacts are kept.
+        cache: folder of the step cache.
+        observer: told of every step and every line that a step prints.
+
+    Returns:
+        Whether every step succeeded.
+    """
+    local.init(
+        local.SubprocessRunner(use_venv=False),
+        pipeline_root=str(artifacts),
+        workspace_root=tempfile.mkdtemp(prefix="rankone-"),  # kfp.local deletes it at the end
+        raise_on_error=False,
+        enable_caching=True,
+        cache_root=str(cache),
+    )
+    results: list[StepResult] = []
+    with _quiet(), _adapted(observer, results):
+        components.load_component_from_file(str(pipeline))(**values)
+    return bool(results) and all(result.succeeded for result in results)
+
+
+class ProcessTask:
+    """Runs the command of a container component as a process; stands where kfp.local expects its own task handler."""
+
+    def __init__(self, observer: Observer, full_command: list[str], env_vars: dict[str, str] | None, **_: Any) -> None:
+        self._observer, self._command, self._environment = observer, full_command, env_vars or {}
+        self._step = full_command[full_command.index("-m") + 1].split(".")[1]
+
+    def run(self) -> status.Status:
+        """Run to the end; FAILURE when the process failed or an output is missing."""
+        executor_input = json.loads(self._command[self._command.index("--executor-input") + 1])
+        command = [sys.executable, *self._command[1:]] if self._command[0] == "python" else self._command
+        code = self._run_process(command)
+        if code != 0:
+            self._observer.step_said(self._step, f"{self._step} ended with exit status {code}.")
+            return status.Status.FAILURE
+        missing = missing_outputs(executor_input)
+        for name in missing:
+            self._observer.step_said(self._step, f"{self._step} ended well and did not report its output '{name}'.")
+        return status.Status.FAILURE if missing else status.Status.SUCCESS
+
+    def _run_process(self, command: list[str]) -> int:
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", **self._environment}
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env=environment,
+            start_new_session=True,  # Ctrl-C reaches this process alone, which then stops the step in an orderly way
+        )
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                self._observer.step_said(self._step, line.rstrip("\n"))
+            return process.wait()
+        finally:
+            _stop(process)
+
+
+def missing_outputs(executor_input: dict[str, Any]) -> list[str]:
+    """Names of the declared output artifacts that a task did not report or that do not exist."""
+    outputs = executor_input["outputs"]
+    report = Path(outputs["outputFile"])
+    reported = json.loads(report.read_text())["artifacts"] if report.is_file() else {}
+    declared = outputs.get("artifacts", {})
+    return [
+        name for name in declared if name not in reported or not Path(reported[name]["artifacts"][0]["uri"]).exists()
+    ]
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    """End a process and its children, gently first."""
+    if process.poll() is not None:
+        return
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(SECONDS_TO_STOP)
+            return
+
+
+@contextlib.contextmanager
+def _adapted(observer: Observer, results: list[StepResult]) -> Iterator[None]:
+    """Put our task in the place of kfp.local's and listen to each task's beginning and end."""
+    execute: Callable[..., tuple[dict[str, Any], status.Status]] = task_executor.execute_single_task
+    ran: list[str] = []
+
+    def task(**arguments: Any) -> ProcessTask:
+        ran.append("")
+        return ProcessTask(observer, **arguments)
+
+    def listened(*, task_name: str, **arguments: Any) -> tuple[dict[str, Any], status.Status]:
+        step, started = task_name.replace("-", "_"), time.monotonic()
+        ran.clear()
+        observer.step_started(step)
+        outputs, state = execute(task_name=task_name, **arguments)
+        succeeded = state == status.Status.SUCCESS
+        result = StepResult(step, succeeded, succeeded and not ran, time.monotonic() - started, outputs)
+        results.append(result)
+        observer.step_ended(result)
+        return outputs, state
+
+    with (
+        _replaced(subprocess_task_handler, "SubprocessTaskHandler", task),
+        _replaced(task_executor, "execute_single_task", listened),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(module: ModuleType, name: str, value: Any) -> Iterator[None]:
+    original = getattr(module, name)  # an AttributeError here: another version of kfp than the pinned one
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, original)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence kfp.local's own log and rulers; the observer tells what happens."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(level)

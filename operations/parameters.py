@@ -1,0 +1,97 @@
+"""The parameters of the pipeline: every knob of every step, checked before anything runs."""
+
+import dataclasses
+import importlib
+import inspect
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import docstring_parser
+
+import components
+from components.launch import params_from, parse, text_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Knob:
+    """One parameter of the pipeline.
+
+    Attributes:
+        name: as in `-p name=value`.
+        kind: type of its values.
+        default: value when nothing else is said.
+        description: one sentence.
+        steps: names of the steps that it reaches.
+    """
+
+    name: str
+    kind: Any
+    default: Any
+    description: str
+    steps: tuple[str, ...]
+
+
+def step_names() -> list[str]:
+    """Every step of the pipeline: the folders of `components/`."""
+    return sorted(path.parent.name for path in Path(components.__path__[0]).glob("*/params.py"))
+
+
+def params_type(step: str) -> type:
+    """The dataclass of a step's knobs."""
+    return importlib.import_module(f"components.{step}.params").Params
+
+
+def all_knobs() -> dict[str, Knob]:
+    """Every knob of every step by name; one that several steps share is listed once."""
+    knobs: dict[str, Knob] = {}
+    for step in step_names():
+        kind = params_type(step)
+        hints = get_type_hints(kind)
+        described = docstring_parser.parse(inspect.getdoc(kind) or "", style=docstring_parser.DocstringStyle.GOOGLE)
+        texts = {entry.arg_name: " ".join((entry.description or "").split()) for entry in described.params}
+        for field in dataclasses.fields(kind):
+            steps = (*knobs[field.name].steps, step) if field.name in knobs else (step,)
+            knobs[field.name] = Knob(field.name, hints[field.name], field.default, texts.get(field.name, ""), steps)
+    return knobs
+
+
+def resolve(recipe: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
+    """The values that a recipe and `name=value` assignments give, parsed and checked as the steps will check them.
+
+    Args:
+        recipe: values by name, as a recipe file has them.
+        assignments: texts like "epochs=3"; they win over the recipe.
+
+    Returns:
+        Only what was given; all else keeps its default.
+
+    Raises:
+        ValueError: no such parameter (the message lists those that exist), no value of its type, or values that a step
+            refuses together.
+    """
+    knobs = all_knobs()
+    texts = {name: text_of(tuple(value) if isinstance(value, list) else value) for name, value in recipe.items()}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals:
+            raise ValueError(f"'{assignment}' is no assignment; write -p name=value.")
+        texts[name.strip()] = text
+    for name in texts:
+        if name not in knobs:
+            listing = "\n".join(
+                f"  {knob.name} = {text_of(knob.default)}" for knob in sorted(knobs.values(), key=by_name)
+            )
+            raise ValueError(
+                f"There is no parameter '{name}'. These exist, with their defaults "
+                f"(`rankone parameters` says what each does):\n{listing}"
+            )
+    values = {name: parse(name, text, knobs[name].kind) for name, text in texts.items()}
+    for step in step_names():
+        params_from(params_type(step), {name: text for name, text in texts.items() if step in knobs[name].steps})
+    return values
+
+
+def by_name(knob: Knob) -> str:
+    """Sort key of a listing."""
+    return knob.name

@@ -1,0 +1,34 @@
+"""Recipes: named sets of pipeline parameters, one YAML file each in `recipes/`."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+FOLDER = Path(__file__).resolve().parent.parent / "recipes"
+
+
+def recipe_names() -> list[str]:
+    """The recipes that exist."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load_recipe(name: str) -> dict[str, Any]:
+    """The parameters of a recipe, by its name or by the path of a YAML file.
+
+    Raises:
+        ValueError: there is none of that name, or it is no flat mapping of parameters.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        raise ValueError(f"Unknown recipe '{name}'; choose one of: {', '.join(recipe_names())}, or name a .yaml file.")
+    recipe = yaml.safe_load(path.read_text())
+    if not isinstance(recipe, dict) or any(isinstance(value, dict) for value in recipe.values()):
+        raise ValueError(f"{path} is no recipe; it must be a flat list of lines `parameter: value`.")
+    return recipe
+
+
+def describe_recipe(name: str) -> str:
+    """The first comment line of a recipe: what it is for."""
+    first = (FOLDER / f"{name}.yaml").read_text().partition("\n")[0]
+    return first.lstrip("# ")

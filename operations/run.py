@@ -1,0 +1,103 @@
+"""One run of the pipeline on this machine: compile, execute from the YAML, resume where the last one ended."""
+
+import datetime
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from operations.compile import compile_pipeline
+from operations.parameters import step_names
+from retrieval import tracking
+from retrieval.fingerprint import source_fingerprint
+from retrieval.home import home
+
+FAILED, STOPPED = 1, 130
+
+
+def run_here(name: str, values: Mapping[str, Any]) -> int:
+    """Run the pipeline here, one process a step; steps that an earlier run finished are taken from the cache.
+
+    Args:
+        name: what the run is called in MLflow, e.g. the recipe.
+        values: pipeline parameters that differ from their defaults.
+
+    Returns:
+        Exit status: 0 when the pipeline went through, whatever the gate decided; 1 when a step failed; 130 when stopped.
+
+    Raises:
+        ValueError: the source cannot be listed.
+    """
+    values = with_source(values)
+    run = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    folder = home() / "runs" / run
+    folder.mkdir(parents=True)
+    os.environ["RANKONE_PIPELINE_RUN"] = run
+    key = tracking.start_pipeline_run(f"{name} {run}", values)  # returns at once; kfp loads meanwhile
+
+    from operations.display import Display, summary
+    from operations.local_runner import run_compiled
+
+    display, status = Display(len(step_names()), folder), "FAILED"
+    display.console.print(f"Run {run}: {len(step_names())} steps, everything kept in {home()}")
+    try:
+        pipeline = compile_pipeline(folder / "pipeline.yaml", values)
+        succeeded = run_compiled(pipeline, {}, home() / "artifacts", home() / "cache", display)
+        status = "FINISHED" if succeeded else "FAILED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+    finally:
+        display.close()
+        tracking.finish_pipeline_run(key, status, {"rankone.cached_steps": cached_steps(display.results)}, wait=False)
+
+    if status == "KILLED":
+        display.console.print("\nStopped. The same command again resumes at the step that was stopped.")
+        return STOPPED
+    if status == "FAILED":
+        failed = next((result.step for result in display.results.values() if not result.succeeded), "the pipeline")
+        display.console.print(
+            f"\n{failed} failed; what it said is in {display.log_of(failed)}.\n"
+            "Mend the cause and run the same command again: it resumes at this step."
+        )
+        return FAILED
+    report = keep_report(Path(display.results["evaluate"].artifacts["report"].path), folder)
+    summary(display.console, display.results, report, next_commands(report))
+    return 0
+
+
+def with_source(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with an absolute location and a fingerprint of what lies there, so that the cache sees the data change."""
+    from operations.parameters import all_knobs
+
+    knobs = all_knobs()
+    source = values.get("source", knobs["source"].default)
+    location = str(values.get("location", knobs["location"].default))
+    if location and "://" not in location:
+        location = str(Path(location).expanduser().resolve())
+    return {**values, "location": location, "source_fingerprint": source_fingerprint(source, location)}
+
+
+def cached_steps(results: Mapping[str, Any]) -> str:
+    """Names of the steps that were taken from the cache, for the run's tags."""
+    return ", ".join(step for step, result in results.items() if result.cached)
+
+
+def keep_report(report: Path, folder: Path) -> Path:
+    """Copy the report beside the run's logs, under a name that a browser opens."""
+    kept = folder / "report.html"
+    shutil.copyfile(report, kept)
+    return kept
+
+
+def next_commands(report: Path) -> list[tuple[str, str]]:
+    """What a person may want after a run, with the command line as it was called."""
+    program = os.path.relpath(sys.argv[0]) if os.path.isabs(sys.argv[0]) else sys.argv[0]
+    opener = "open" if sys.platform == "darwin" else "xdg-open"
+    return [
+        (f"{opener} {os.path.relpath(report)}", "look at the report"),
+        (f"{program} ui", "runs, curves and models, in MLflow's page"),
+        (f"{program} run --recipe folder -p location=FOLDER", "train on your own folder of images"),
+    ]

@@ -1,0 +1,79 @@
+import dataclasses
+
+import pytest
+from kfp import dsl
+from kfp.dsl import Dataset, Input, Model, Output
+
+from components.declare import container_component, with_knobs_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Params:
+    """Knobs.
+
+    Attributes:
+        epochs: passes over
+            the images.
+        channels: of each layer.
+    """
+
+    epochs: int = 3
+    channels: tuple[int, ...] = (64, 128)
+
+
+@container_component(image="an-image", params=Params)
+def learn(dataset: Input[Dataset], model: Output[Model]):
+    """Learns a model."""
+
+
+def test_a_component_has_the_artifacts_and_every_knob_once() -> None:
+    specification = learn.component_spec
+    assert set(specification.inputs) == {"dataset", "epochs", "channels"}
+    assert set(specification.outputs) == {"model"}
+    assert specification.inputs["epochs"].default == 3
+    assert specification.inputs["epochs"].description == "passes over the images."
+    assert specification.inputs["channels"].type == "List"
+    assert specification.description == "Learns a model."
+
+
+def test_the_command_line_is_that_of_the_step() -> None:
+    container = learn.component_spec.implementation.container
+    assert container.image == "an-image"
+    assert container.command == ["python", "-m", "components.learn.step"]
+    assert container.args[:4] == [
+        "--dataset={{$.inputs.artifacts['dataset'].path}}",
+        "--model={{$.outputs.artifacts['model'].path}}",
+        "--epochs={{$.inputs.parameters['epochs']}}",
+        "--channels={{$.inputs.parameters['channels']}}",
+    ]
+    assert container.args[-2:] == ["--executor-input", "{{$}}"]
+
+
+@dataclasses.dataclass(frozen=True)
+class OtherDefault:
+    epochs: int = 4
+    channels: tuple[int, ...] = (64,)
+
+
+@container_component(image="an-image", params=OtherDefault)
+def learn_otherwise(model: Output[Model]):
+    """Learns with another default."""
+
+
+def test_a_pipeline_takes_every_knob_of_its_steps() -> None:
+    @dsl.pipeline(name="a-pipeline")
+    @with_knobs_of(learn_otherwise)
+    def pipeline(knobs):
+        learn_otherwise(**knobs(learn_otherwise))
+
+    assert pipeline.component_spec.inputs["epochs"].default == 4
+    assert pipeline.component_spec.inputs["channels"].default == [64]
+    task = pipeline.pipeline_spec.root.dag.tasks["learn-otherwise"]
+    assert task.inputs.parameters["epochs"].component_input_parameter == "epochs"
+
+
+def test_one_name_cannot_mean_two_things() -> None:
+    with pytest.raises(
+        ValueError, match="learn-otherwise has the knob 'epochs: int = 4'; another step has 'epochs: int = 3'"
+    ):
+        with_knobs_of(learn, learn_otherwise)(lambda knobs: None)

@@ -1,0 +1,222 @@
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from components.launch import InputPath, OutputPath, Outputs, launch, params_from, parse, text_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Params:
+    epochs: int = 3
+    rate: float = 0.1
+    name: str = "auto"
+    flag: bool = False
+    channels: tuple[int, ...] = (64, 128)
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ValueError(f"epochs is {self.epochs}; train at least one.")
+
+
+def copy_text(params: Params, source: InputPath, copied: OutputPath) -> Outputs:
+    copied.mkdir(parents=True)
+    (copied / "text").write_text(source.read_text() * params.epochs)
+    return {"copied": {"epochs": params.epochs, "rate": params.rate}}
+
+
+def executor_input(folder: Path) -> dict:
+    artifact = {"name": "copied", "uri": str(folder / "copied"), "type": {"schemaTitle": "system.Artifact"}}
+    return {
+        "inputs": {},
+        "outputs": {
+            "artifacts": {"copied": {"artifacts": [artifact]}},
+            "outputFile": str(folder / "deep" / "executor_output.json"),
+        },
+    }
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "source"
+    path.write_text("ab")
+    return path
+
+
+values = st.builds(
+    Params,
+    epochs=st.integers(1, 2**53),
+    rate=st.floats(allow_nan=False),
+    name=st.text(),
+    flag=st.booleans(),
+    channels=st.lists(st.integers()).map(tuple),
+)
+
+
+@given(values)
+def test_every_value_survives_the_command_line(params: Params) -> None:
+    texts = {field.name: text_of(getattr(params, field.name)) for field in dataclasses.fields(params)}
+    assert params_from(Params, texts) == params
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "value"),
+    [
+        ("3.0", int, 3),
+        ("True", bool, True),
+        ("false", bool, False),
+        ("[1.0, 2.0]", tuple[int, ...], (1, 2)),
+        ("-1e-05", float, -1e-5),
+    ],
+)
+def test_reads_what_kfp_writes(text: str, kind: type, value: object) -> None:
+    assert parse("knob", text, kind) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "wanted"),
+    [
+        ("3.5", int, "a whole number"),
+        ("yes", bool, "true or false"),
+        ("x", float, "a number"),
+        ("7", tuple[int, ...], "a list"),
+    ],
+)
+def test_refuses_another_type_and_names_the_one_it_wants(text: str, kind: type, wanted: str) -> None:
+    with pytest.raises(ValueError, match=f"knob is '{text}'; it must be {wanted}"):
+        parse("knob", text, kind)
+
+
+def test_an_unknown_option_lists_the_choices() -> None:
+    with pytest.raises(ValueError, match=r"Unknown option 'epoch'; choose from: channels, epochs, flag, name, rate"):
+        params_from(Params, {"epoch": "3"})
+
+
+def test_reports_every_output_with_uri_type_and_metadata(source: Path, tmp_path: Path) -> None:
+    asked = executor_input(tmp_path)
+    line = [
+        f"--source={source}",
+        f"--copied={tmp_path / 'copied'}",
+        "--epochs=2",
+        "--executor-input",
+        json.dumps(asked),
+    ]
+    launch(copy_text, Params, arguments=line)
+    assert (tmp_path / "copied" / "text").read_text() == "abab"
+    report = json.loads((tmp_path / "deep" / "executor_output.json").read_text())
+    assert report["artifacts"]["copied"]["artifacts"] == [
+        {
+            "name": "copied",
+            "uri": str(tmp_path / "copied"),
+            "type": {"schemaTitle": "system.Artifact"},
+            "metadata": {"epochs": 2, "rate": 0.1},
+        }
+    ]
+
+
+def test_what_a_failed_attempt_left_is_cleared_under_kfp(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "copied").mkdir()
+    (tmp_path / "copied" / "stale").touch()
+    asked = json.dumps(executor_input(tmp_path))
+    launch(
+        copy_text,
+        Params,
+        arguments=[f"--source={source}", f"--copied={tmp_path / 'copied'}", f"--executor-input={asked}"],
+    )
+    assert [path.name for path in (tmp_path / "copied").iterdir()] == ["text"]
+
+
+def failure(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        launch(copy_text, Params, arguments=arguments)
+    assert stopped.value.code == 1
+    return capsys.readouterr().err
+
+
+def test_a_persons_files_are_kept(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = failure([f"--source={source}", f"--copied={source}"], capsys)
+    assert "exists already; remove it or name another place" in message
+    assert source.read_text() == "ab"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--copied=b"], "No path for 'source'; give --source=PATH"),
+        (["--source=nowhere", "--copied=b"], "--source=nowhere does not exist"),
+        (["--source=.", "--copied=b", "--epochs=0"], "epochs is 0; train at least one"),
+        (["--source=.", "--copied=b", "--epochs"], "Option '--epochs' has no value"),
+        (["--source=.", "--source=.", "--copied=b"], "Option '--source' is given twice"),
+        (["source"], "write every option as --name=value"),
+    ],
+)
+def test_bad_input_ends_in_one_clear_message(
+    arguments: list[str],
+    expected: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    message = failure(arguments, capsys)
+    assert expected in message
+    assert "Traceback" not in message
+
+
+def test_a_step_that_forgets_an_output_is_our_own_mistake(source: Path, tmp_path: Path) -> None:
+    def forget(params: Params, source: InputPath, copied: OutputPath) -> Outputs:
+        return {"copied": {}}
+
+    with pytest.raises(AssertionError, match="did not write"):
+        launch(forget, Params, arguments=[f"--source={source}", f"--copied={tmp_path / 'copied'}"])
+
+
+def test_only_the_first_process_of_torchrun_works_unless_the_step_wants_all(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    launch(copy_text, Params, arguments=[f"--source={source}", f"--copied={tmp_path / 'copied'}"])
+    assert not (tmp_path / "copied").exists()
+    launch(copy_text, Params, every_rank=True, arguments=[f"--source={source}", f"--copied={tmp_path / 'copied'}"])
+    assert (tmp_path / "copied").exists()
+
+
+def test_sigterm_ends_a_step_without_outputs(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        textwrap.dedent("""
+        import dataclasses, time
+        from components.launch import InputPath, OutputPath, Outputs, launch
+        @dataclasses.dataclass(frozen=True)
+        class Params: pass
+        def wait(params: Params, source: InputPath, copied: OutputPath) -> Outputs:
+            print("ready", flush=True)
+            time.sleep(60)
+            return {}
+        launch(wait, Params)
+        """)
+    )
+    process = subprocess.Popen(
+        [sys.executable, program, f"--source={program}", f"--copied={tmp_path / 'copied'}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    started = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=20)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert time.monotonic() - started < 10
+    assert "Traceback" not in error

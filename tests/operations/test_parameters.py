@@ -1,0 +1,68 @@
+import pytest
+
+from components.launch import params_from, text_of
+from operations.parameters import all_knobs, params_type, resolve, step_names
+from operations.recipes import load_recipe, recipe_names
+
+
+def test_a_shared_name_means_the_same_in_every_step() -> None:
+    for name, knob in all_knobs().items():
+        for step in knob.steps:
+            field = params_type(step).__dataclass_fields__[name]
+            assert (field.default, field.type) == (knob.default, knob.kind), (step, name)
+
+
+def test_an_unknown_parameter_is_refused_with_the_list_of_those_that_exist() -> None:
+    with pytest.raises(ValueError, match="There is no parameter 'epoch'") as refused:
+        resolve({}, ["epoch=3"])
+    for name, knob in all_knobs().items():
+        assert f"  {name} = {text_of(knob.default)}" in str(refused.value)
+
+
+def test_a_value_that_does_not_parse_is_refused() -> None:
+    with pytest.raises(ValueError, match="seed is 'many'; it must be a whole number"):
+        resolve({}, ["seed=many"])
+
+
+def test_values_that_a_step_refuses_are_refused_before_anything_runs() -> None:
+    with pytest.raises(ValueError, match="source"):
+        resolve({}, ["source=nowhere"])
+
+
+def test_an_assignment_needs_an_equals_sign() -> None:
+    with pytest.raises(ValueError, match="'seed' is no assignment; write -p name=value"):
+        resolve({}, ["seed"])
+
+
+def test_assignments_win_over_the_recipe_and_the_last_one_wins() -> None:
+    assert resolve({"seed": 1, "dimension": 128}, ["seed=2", "seed=3"]) == {"seed": 3, "dimension": 128}
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_is_valid(name: str) -> None:
+    recipe = load_recipe(name)
+    values = resolve(recipe, ["location=somewhere"])
+    assert set(values) == {*recipe, "location"}
+
+
+def test_an_unknown_recipe_lists_the_choices() -> None:
+    with pytest.raises(
+        ValueError, match="Unknown recipe 'digit'; choose one of: cifar100, digits, folder, imagenet200"
+    ):
+        load_recipe("digit")
+
+
+def test_a_recipe_file_of_ones_own(tmp_path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("seed: 7\n")
+    assert load_recipe(str(path)) == {"seed": 7}
+    path.write_text("- seed\n")
+    with pytest.raises(ValueError, match="is no recipe"):
+        load_recipe(str(path))
+
+
+@pytest.mark.parametrize("step", step_names())
+def test_the_defaults_of_every_step_survive_the_command_line(step: str) -> None:
+    kind = params_type(step)
+    texts = {name: text_of(field.default) for name, field in kind.__dataclass_fields__.items()}
+    assert params_from(kind, texts) == kind()
