@@ -119,13 +119,14 @@ class ProcessTask:
             env=environment,
             start_new_session=True,  # Ctrl-C reaches this process alone, which then stops the step in an orderly way
         )
-        try:
-            assert process.stdout is not None
-            for line in process.stdout:
-                self._observer.step_said(self._step, line.rstrip("\n"))
-            return process.wait()
-        finally:
-            _stop(process)
+        assert process.stdout is not None
+        with process.stdout as lines:
+            try:
+                for line in lines:
+                    self._observer.step_said(self._step, line.rstrip("\n"))
+                return process.wait()
+            finally:
+                _stop(process)
 
 
 def missing_outputs(executor_input: dict[str, Any]) -> list[str]:

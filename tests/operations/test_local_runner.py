@@ -1,0 +1,62 @@
+import json
+from pathlib import Path
+
+import pytest
+from kfp.local import status
+
+from operations.local_runner import ProcessTask, missing_outputs
+
+
+class Ear:
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def step_started(self, step: str) -> None: ...
+
+    def step_said(self, step: str, line: str) -> None:
+        self.heard.append(f"{step}: {line}")
+
+    def step_ended(self, result: object) -> None: ...
+
+
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
+    monkeypatch.chdir(tmp_path)  # `python -m` looks there first
+    artifact = {"name": "model", "uri": str(tmp_path / "model"), "type": {"schemaTitle": "system.Model"}}
+    return {"outputs": {"artifacts": {"model": {"artifacts": [artifact]}}, "outputFile": str(tmp_path / "output.json")}}
+
+
+def task(program: str, asked: dict, tmp_path: Path, ear: Ear) -> ProcessTask:
+    package = tmp_path / "components" / "learn"
+    package.mkdir(parents=True)
+    (package / "step.py").write_text(program)
+    command = ["python", "-m", "components.learn.step", "--executor-input", json.dumps(asked)]
+    return ProcessTask(ear, full_command=command, env_vars={}, image="an-image")
+
+
+def report(asked: dict) -> str:
+    return f"open({asked['outputs']['outputFile']!r}, 'w').write({json.dumps({'artifacts': asked['outputs']['artifacts']})!r})\n"
+
+
+def test_succeeds_when_every_output_is_reported_and_there(asked: dict, tmp_path: Path) -> None:
+    ear = Ear()
+    program = report(asked) + f"print('hello'); open({str(tmp_path / 'model')!r}, 'w')"
+    assert task(program, asked, tmp_path, ear).run() == status.Status.SUCCESS
+    assert ear.heard == ["learn: hello"]
+
+
+def test_a_process_that_ends_well_and_reports_nothing_has_failed(asked: dict, tmp_path: Path) -> None:
+    ear = Ear()
+    assert task("pass", asked, tmp_path, ear).run() == status.Status.FAILURE
+    assert ear.heard == ["learn: learn ended well and did not report its output 'model'."]
+
+
+def test_an_output_that_is_reported_and_missing_has_failed(asked: dict, tmp_path: Path) -> None:
+    assert task(report(asked), asked, tmp_path, Ear()).run() == status.Status.FAILURE
+    assert missing_outputs(asked) == ["model"]
+
+
+def test_a_failing_process_says_its_exit_status(asked: dict, tmp_path: Path) -> None:
+    ear = Ear()
+    assert task("raise SystemExit(3)", asked, tmp_path, ear).run() == status.Status.FAILURE
+    assert ear.heard == ["learn: learn ended with exit status 3."]

@@ -1,0 +1,253 @@
+"""The whole DAG with the real command lines, from the compiled YAML, on real images."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from sklearn.datasets import load_digits
+from torchvision.models import squeezenet1_0
+
+STEPS = ["prepare_data", "pretrain", "co_cluster", "finetune_metric", "finetune_softmax", "evaluate", "promote"]
+SMALL = {
+    "source": "folder",
+    "backbone": "squeezenet1_0",
+    "pretrain_epochs": "0",
+    "feature_dimension": "32",
+    "channels": "[8, 16, 16]",
+    "dimension": "128",
+    "adjust_epochs": "1",
+    "metric_epochs": "3",
+    "softmax_epochs": "1",
+    "bootstrap_resamples": "200",
+    "minimum_recall_at_1": "0.2",
+}
+
+
+class Pipeline:
+    """One home folder and one command, called as a person calls it."""
+
+    def __init__(self, home: Path, images: Path) -> None:
+        self.home = home
+        self.values = SMALL | {"location": str(images)}
+
+    def command(self, **changes: str) -> list[str]:
+        assignments = [f"-p={name}={value}" for name, value in (self.values | changes).items()]
+        return [sys.executable, "-m", "operations.command_line", "run", *assignments]
+
+    def environment(self) -> dict[str, str]:
+        return os.environ | {"RANKONE_HOME": str(self.home), "OMP_NUM_THREADS": "2", "COLUMNS": "200"}
+
+    def run(self, **changes: str) -> subprocess.CompletedProcess[str]:
+        command = self.command(**changes)
+        return subprocess.run(command, capture_output=True, text=True, env=self.environment(), timeout=280)
+
+    def latest(self) -> Path:
+        return max((self.home / "runs").iterdir(), key=lambda folder: folder.stat().st_mtime_ns)
+
+
+def ran(output: str) -> list[str]:
+    """Steps that did work, in order."""
+    started = re.findall(r"^\[\d/7\] (\w+)$", output, flags=re.MULTILINE)
+    return [step for step in started if step in STEPS]
+
+
+def from_cache(output: str) -> list[str]:
+    return re.findall(r"^\[\d/7\] (\w+)  done before", output, flags=re.MULTILINE)
+
+
+def write_digits(folder: Path, images_per_class: int) -> None:
+    digits = load_digits()
+    for label in range(10):
+        (folder / str(label)).mkdir(parents=True)
+        for number, row in enumerate((digits.target == label).nonzero()[0][:images_per_class]):
+            picture = Image.fromarray((digits.images[row] * 255 / 16).astype("uint8")).resize((16, 16))
+            picture.save(folder / str(label) / f"{number:03d}.png")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images") / "digits"
+    write_digits(folder, 30)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pipeline(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    return Pipeline(tmp_path_factory.mktemp("home"), images)
+
+
+@pytest.fixture(scope="module")
+def first(pipeline: Pipeline) -> subprocess.CompletedProcess[str]:
+    """The first run; all that follow find its cache."""
+    done = pipeline.run()
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def registry(home: Path) -> tuple[dict[int, dict[str, str]], dict[str, int]]:
+    """Tags of every model version by its number, and the versions of the aliases."""
+    with sqlite3.connect(home / "mlflow.db") as database:
+        versions: dict[int, dict[str, str]] = {
+            number: {} for (number,) in database.execute("SELECT version FROM model_versions")
+        }
+        for number, key, value in database.execute("SELECT version, key, value FROM model_version_tags"):
+            versions[number][key] = value
+        aliases = dict(database.execute("SELECT alias, version FROM registered_model_aliases"))
+    database.close()
+    return versions, aliases
+
+
+def test_a_first_run_does_every_step_and_promotes(pipeline: Pipeline, first: subprocess.CompletedProcess[str]) -> None:
+    assert ran(first.stdout) == STEPS
+    assert "promoted: " in first.stdout
+    for stage in ("pretrain", "co_cluster", "finetune_metric", "finetune_softmax"):
+        assert f"R@1 after {stage}" in first.stdout
+    versions, aliases = registry(pipeline.home)
+    assert set(versions) == {1}
+    assert aliases == {"champion": 1}
+    assert "<html" in (pipeline.latest() / "report.html").read_text()
+    assert (pipeline.latest() / "pipeline.yaml").is_file()
+
+
+def test_every_artifact_is_recorded_and_whole(pipeline: Pipeline, first: subprocess.CompletedProcess[str]) -> None:
+    reports = list((pipeline.home / "artifacts").rglob("executor_output.json"))
+    assert {path.parent.name.replace("-", "_") for path in reports} >= set(STEPS)
+    for path in reports:
+        for artifact in json.loads(path.read_text())["artifacts"].values():
+            entry = artifact["artifacts"][0]
+            assert Path(entry["uri"]).exists()
+            assert entry["type"]["schemaTitle"].startswith("system.")
+
+
+def test_curves_and_parameters_are_in_mlflow(pipeline: Pipeline, first: subprocess.CompletedProcess[str]) -> None:
+    with sqlite3.connect(pipeline.home / "mlflow.db") as database:
+        names = dict(database.execute("SELECT name, run_uuid FROM runs"))
+        parents = dict(database.execute("SELECT run_uuid, value FROM tags WHERE key = 'mlflow.parentRunId'"))
+        curve = database.execute(
+            "SELECT COUNT(DISTINCT step) FROM metrics WHERE run_uuid = ? AND key = 'loss'", (names["finetune_metric"],)
+        ).fetchone()[0]
+        parameters = dict(
+            database.execute("SELECT key, value FROM params WHERE run_uuid = ?", (names["finetune_metric"],))
+        )
+        states = {state for (state,) in database.execute("SELECT status FROM runs")}
+    database.close()
+    assert {parents[names[step]] for step in STEPS} == {run for name, run in names.items() if name not in STEPS}
+    assert curve >= 3
+    assert parameters["dimension"] == "128"
+    assert states == {"FINISHED"}
+
+
+def test_an_equal_run_takes_every_step_from_the_cache(
+    pipeline: Pipeline, first: subprocess.CompletedProcess[str]
+) -> None:
+    done = pipeline.run()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert from_cache(done.stdout) == STEPS[:-1]
+    assert ran(done.stdout) == ["promote"]
+    versions, aliases = registry(pipeline.home)
+    assert set(versions) == {1}, "the same model must not be registered twice"
+    assert aliases == {"champion": 1}
+
+
+def test_a_model_below_the_floor_is_registered_and_not_promoted(
+    pipeline: Pipeline, first: subprocess.CompletedProcess[str]
+) -> None:
+    done = pipeline.run(registered_model="strict", minimum_recall_at_1="1.0", softmax_learning_rate="0.011")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert from_cache(done.stdout) == STEPS[:4]
+    assert "rejected: " in done.stdout
+    assert "no alias" in done.stdout
+    assert registry(pipeline.home)[1] == {"champion": 1}
+
+
+def test_a_failed_step_resumes_there(
+    pipeline: Pipeline, first: subprocess.CompletedProcess[str], tmp_path: Path
+) -> None:
+    weights = tmp_path / "weights.safetensors"
+    failed = pipeline.run(weights=str(weights), registered_model="resumed")
+    assert failed.returncode == 1
+    assert f"{weights}" in failed.stdout
+    assert "pretrain failed" in failed.stdout
+    assert "resumes at this step" in failed.stdout
+    torch.manual_seed(0)
+    save_file(squeezenet1_0(num_classes=1000).state_dict(), weights)
+    resumed = pipeline.run(weights=str(weights), registered_model="resumed")
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert from_cache(resumed.stdout) == ["prepare_data"]
+    assert ran(resumed.stdout) == STEPS[1:]
+
+
+@pytest.fixture
+def changed(images: Path, tmp_path: Path) -> Path:
+    copy = tmp_path / "digits"
+    shutil.copytree(images, copy)
+    return copy
+
+
+def test_ctrl_c_stops_cleanly_and_a_changed_file_runs_again(pipeline: Pipeline, changed: Path) -> None:
+    command = pipeline.command(location=str(changed))
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=pipeline.environment()
+    )
+    assert process.stdout is not None
+    seen = ""
+    while "[2/7] pretrain" not in seen:
+        line = process.stdout.readline()
+        assert line, seen + (process.stderr.read() if process.stderr else "")
+        seen += line
+    process.send_signal(signal.SIGINT)
+    rest, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Stopped. The same command again resumes" in rest
+    assert "Traceback" not in seen + rest + error
+    assert not running_steps(pipeline.home), "a step outlived the run that was stopped"
+
+    picture = changed / "0" / "000.png"
+    Image.open(picture).transpose(Image.Transpose.ROTATE_90).save(picture)
+    again = pipeline.run(location=str(changed), registered_model="changed")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert ran(again.stdout) == STEPS, "a changed file re-runs what depends on it"
+
+
+def running_steps(home: Path) -> list[str]:
+    """Command lines of processes that still work for this home."""
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+        if "components." in line and str(home) in line:
+            lines.append(line)
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("epoch=3", "There is no parameter 'epoch'"),
+        ("seed=many", "seed is 'many'; it must be a whole number"),
+        ("location=/nowhere/at/all", "/nowhere/at/all"),
+        ("loss=tripplet", "Unknown loss 'tripplet'; choose one of: auto, normalised_softmax"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_runs(
+    pipeline: Pipeline, tmp_path: Path, assignment: str, message: str
+) -> None:
+    fresh = Pipeline(tmp_path / "home", Path(pipeline.values["location"]))
+    name, _, value = assignment.partition("=")
+    done = fresh.run(**{name: value})
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "home" / "artifacts").exists()
