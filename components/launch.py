@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -53,9 +54,12 @@ def launch(
         artifacts = _artifact_paths(paths, options)
         if first:
             _clear(artifacts, paths, under_kfp=executor_input is not None)
+        started = time.monotonic()
         outputs = step(params, **artifacts)
+        seconds = {"step_seconds": round(time.monotonic() - started, 3)}  # the step's own work, without its start
         if first:
-            _report(step.__name__, outputs, artifacts, paths, executor_input)
+            timed = {name: {**metadata, **seconds} for name, metadata in outputs.items()}
+            _report(step.__name__, timed, artifacts, paths, executor_input)
     except (ValueError, OSError) as error:
         if os.environ.get("RANKONE_TRACEBACK"):
             raise

@@ -1,19 +1,23 @@
 """One run of the pipeline on this machine: compile, execute from the YAML, resume where the last one ended."""
 
 import datetime
+import json
 import os
 import secrets
 import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from operations.compile import compile_pipeline
 from operations.parameters import step_names
 from retrieval import tracking
 from retrieval.fingerprint import source_fingerprint
 from retrieval.home import home
+
+if TYPE_CHECKING:
+    from operations.local_runner import StepResult
 
 FAILED, STOPPED = 1, 130
 
@@ -26,7 +30,7 @@ def run_here(name: str, values: Mapping[str, Any]) -> int:
         values: pipeline parameters that differ from their defaults.
 
     Returns:
-        Exit status: 0 when the pipeline went through, whatever the gate decided; 1 when a step failed; 130 when stopped.
+        Exit status: 0 when the pipeline went through, whatever the gate decided; 1 when a step failed; 130 if stopped.
 
     Raises:
         ValueError: the source cannot be listed.
@@ -51,6 +55,7 @@ def run_here(name: str, values: Mapping[str, Any]) -> int:
         status = "KILLED"
     finally:
         display.close()
+        record(folder, status, display.results)
         tracking.finish_pipeline_run(key, status, {"rankone.cached_steps": cached_steps(display.results)}, wait=False)
 
     if status == "KILLED":
@@ -69,7 +74,7 @@ def run_here(name: str, values: Mapping[str, Any]) -> int:
 
 
 def with_source(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values with an absolute location and a fingerprint of what lies there, so that the cache sees the data change."""
+    """The values with an absolute location and a fingerprint of what lies there: the cache sees the data change."""
     from operations.parameters import all_knobs
 
     knobs = all_knobs()
@@ -80,7 +85,24 @@ def with_source(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, "location": location, "source_fingerprint": source_fingerprint(source, location)}
 
 
-def cached_steps(results: Mapping[str, Any]) -> str:
+def record(folder: Path, status: str, results: "Mapping[str, StepResult]") -> None:
+    """Write `result.json`: how the run ended and, for every step, its time and the metadata of its artifacts."""
+    steps = {
+        step: {
+            "succeeded": result.succeeded,
+            "cached": result.cached,
+            "seconds": round(result.seconds, 3),
+            "artifacts": {
+                name: {"uri": artifact.uri, "metadata": artifact.metadata}
+                for name, artifact in result.artifacts.items()
+            },
+        }
+        for step, result in results.items()
+    }
+    (folder / "result.json").write_text(json.dumps({"status": status, "steps": steps}, indent=2) + "\n")
+
+
+def cached_steps(results: "Mapping[str, StepResult]") -> str:
     """Names of the steps that were taken from the cache, for the run's tags."""
     return ", ".join(step for step, result in results.items() if result.cached)
 

@@ -35,7 +35,8 @@ def task(program: str, asked: dict, tmp_path: Path, ear: Ear) -> ProcessTask:
 
 
 def report(asked: dict) -> str:
-    return f"open({asked['outputs']['outputFile']!r}, 'w').write({json.dumps({'artifacts': asked['outputs']['artifacts']})!r})\n"
+    text = json.dumps({"artifacts": asked["outputs"]["artifacts"]})
+    return f"open({asked['outputs']['outputFile']!r}, 'w').write({text!r})\n"
 
 
 def test_succeeds_when_every_output_is_reported_and_there(asked: dict, tmp_path: Path) -> None:

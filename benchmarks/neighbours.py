@@ -1,0 +1,65 @@
+"""Nearest other image of every image: ours against faiss IndexFlatIP, side by side on the same arrays in one run.
+
+    python benchmarks/neighbours.py --images 20000 --dimension 128
+
+faiss is asked for two hits, and the image itself is removed by its index, as a user would. Seconds are the best of the
+runs, wall and CPU (all threads).
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+
+import faiss
+import numpy as np
+import torch
+
+from retrieval.neighbours import nearest
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=20_000)
+    parser.add_argument("--dimension", type=int, default=128)
+    parser.add_argument("--classes", type=int, default=100, help="images lie around this many random centres")
+    parser.add_argument("--runs", type=int, default=3)
+    options = parser.parse_args()
+    embeddings = clustered(options.images, options.dimension, options.classes)
+    itself = torch.arange(options.images)
+    runs = [
+        (*timed(lambda: ours(embeddings, itself)), *timed(lambda: by_faiss(embeddings))) for _ in range(options.runs)
+    ]
+    print(f"{options.images:,} x {options.dimension}, best of {options.runs}, {torch.get_num_threads()} threads")
+    for name, wall, cpu in (("ours", 0, 1), ("faiss IndexFlatIP", 3, 4)):
+        print(f"  {name:18} {min(run[wall] for run in runs):8.3f} s wall {min(run[cpu] for run in runs):8.3f} s CPU")
+    wall, cpu = (min(run[i + 3] for run in runs) / min(run[i] for run in runs) for i in (0, 1))
+    print(f"  faiss / ours       {wall:8.2f}   wall {cpu:8.2f}   CPU")
+    print(f"  equal neighbours   {(runs[0][2] == runs[0][5]).mean():8.3%}")
+
+
+def clustered(images: int, dimension: int, classes: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(classes, dimension, generator=generator)
+    labels = torch.randint(classes, (images,), generator=generator)
+    return torch.nn.functional.normalize(centres[labels] + torch.randn(images, dimension, generator=generator))
+
+
+def ours(embeddings: torch.Tensor, itself: torch.Tensor) -> np.ndarray:
+    return nearest(embeddings, embeddings, k=1, exclude=itself)[1][:, 0].numpy()
+
+
+def by_faiss(embeddings: torch.Tensor) -> np.ndarray:
+    index = faiss.IndexFlatIP(embeddings.shape[1])
+    index.add(embeddings.numpy())
+    hits = index.search(embeddings.numpy(), 2)[1]
+    return np.where(hits[:, 0] == np.arange(len(hits)), hits[:, 1], hits[:, 0])
+
+
+def timed(work: Callable[[], np.ndarray]) -> tuple[float, float, np.ndarray]:
+    wall, cpu = time.perf_counter(), time.process_time()
+    found = work()
+    return time.perf_counter() - wall, time.process_time() - cpu, found
+
+
+if __name__ == "__main__":
+    main()
