@@ -1,0 +1,40 @@
+"""The knobs of evaluate."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Params:
+    """How a model is measured.
+
+    Attributes:
+        acceptance: share of right answers that the similarity threshold must give on validation queries.
+        bootstrap_resamples: how often the classes are drawn again for the interval of R@1.
+        gallery_queries: how many queries the report shows with their nearest images.
+        batch_size: images at once.
+        seed: of every random choice.
+        device: auto, cpu or cuda.
+    """
+
+    acceptance: float = 0.9
+    bootstrap_resamples: int = 2000
+    gallery_queries: int = 24
+    batch_size: int = 128
+    seed: int = 0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.acceptance <= 1:
+            raise ValueError(f"acceptance is {self.acceptance}; it is a share of answers, above 0 and at most 1.")
+        if self.bootstrap_resamples < 100:
+            raise ValueError(
+                f"bootstrap_resamples is {self.bootstrap_resamples}; below 100 the ends of the interval are chance."
+            )
+        if not 0 <= self.gallery_queries <= 200:
+            raise ValueError(
+                f"gallery_queries is {self.gallery_queries}; the report shows 0 to 200 queries, so that it stays small."
+            )
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}; it must be 1 or more.")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ValueError(f"Unknown device '{self.device}'; choose one of: auto, cpu, cuda.")

@@ -1,0 +1,97 @@
+"""The knobs of finetune_metric."""
+
+import math
+from dataclasses import dataclass
+
+LOSSES = ("auto", "normalised_softmax", "contrastive", "triplet", "multi_similarity", "proxy_anchor")
+AUGMENTATIONS = (
+    "auto", "none", "shift", "shift_colour", "shift_erase", "crop_flip", "crop_flip_colour", "crop_flip_erase",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Params:
+    """The network and how it is drawn to the adjusted features and trained by a metric.
+
+    Attributes:
+        network: four_layer (three convolutions and one fully connected layer), or a classifier of torchvision, e.g.
+            resnet18, trained from scratch.
+        dimension: length of the embedding, e.g. 128, 256 or 512.
+        channels: output channels of the three convolutions of four_layer.
+        kernels: windows of its convolutions, one number a layer, or two (height, width).
+        strides: steps of its convolutions, one number a layer, or two (down, right).
+        paddings: zeros around its maps, one number a layer, two (top and bottom, left and right) or four (left, right,
+            top, bottom).
+        pools: window of the pooling after each convolution; 1 for none.
+        loss: auto (chosen from the classes), normalised_softmax, contrastive, triplet, multi_similarity or proxy_anchor.
+        learning_rate: auto (from the dimension and the batch), or the highest rate of SGD.
+        adjust_epochs: passes over the training images in which the network is drawn to the adjusted features.
+        metric_epochs: passes over the training images with the loss.
+        classes_per_batch: different classes in a batch; 0 for as many as batch_size holds at 4 images each.
+        images_per_class: images of each of them; 0 for as many as batch_size holds.
+        batch_size: images at once.
+        augment: auto (decided from the images), or the name of an augmentation.
+        compile: run the network through torch.compile.
+        seed: of every random choice.
+        device: auto, cpu or cuda.
+    """
+
+    network: str = "four_layer"
+    dimension: int = 256
+    channels: tuple[int, ...] = (64, 128, 256)
+    kernels: tuple[int, ...] = (3, 3, 3)
+    strides: tuple[int, ...] = (1, 1, 1)
+    paddings: tuple[int, ...] = (1, 1, 1)
+    pools: tuple[int, ...] = (2, 2, 2)
+    loss: str = "auto"
+    learning_rate: str = "auto"
+    adjust_epochs: int = 2
+    metric_epochs: int = 6
+    classes_per_batch: int = 0
+    images_per_class: int = 0
+    batch_size: int = 128
+    augment: str = "auto"
+    compile: bool = False
+    seed: int = 0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name, choices in [("loss", LOSSES), ("augment", AUGMENTATIONS), ("device", ("auto", "cpu", "cuda"))]:
+            if getattr(self, name) not in choices:
+                raise ValueError(f"Unknown {name} '{getattr(self, name)}'; choose one of: {', '.join(choices)}.")
+        self._check_layers()
+        self._check_learning_rate()
+        for name, least in [("dimension", 1), ("batch_size", 2), ("adjust_epochs", 0), ("metric_epochs", 0)]:
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be {least} or more.")
+        if self.adjust_epochs + self.metric_epochs == 0:
+            raise ValueError("adjust_epochs and metric_epochs are both 0: nothing would be trained; raise one.")
+        for name in ("classes_per_batch", "images_per_class"):
+            if getattr(self, name) < 0 or getattr(self, name) == 1:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; a metric loss needs pairs of the same class and of different ones: "
+                    "give 2 or more, or 0 to have it from batch_size."
+                )
+
+    def _check_layers(self) -> None:
+        for name, counts, least in [
+            ("channels", (3,), 1),
+            ("kernels", (3, 6), 1),
+            ("strides", (3, 6), 1),
+            ("paddings", (3, 6, 12), 0),
+            ("pools", (3,), 1),
+        ]:
+            values = getattr(self, name)
+            if len(values) not in counts:
+                wanted = " or ".join(str(count) for count in counts)
+                raise ValueError(f"{name} has {len(values)} numbers; three convolutions need {wanted}.")
+            if min(values) < least:
+                raise ValueError(f"{name} is {list(values)}; every number must be at least {least}.")
+
+    def _check_learning_rate(self) -> None:
+        try:
+            good = self.learning_rate == "auto" or 0 < float(self.learning_rate) < math.inf
+        except ValueError:
+            good = False
+        if not good:
+            raise ValueError(f"learning_rate is '{self.learning_rate}'; give auto or a number above 0, e.g. 0.05.")

@@ -1,0 +1,179 @@
+"""Draws the embedding network to the adjusted features, then trains it with a loss chosen from the data."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from components.finetune_metric.params import Params
+from components.launch import InputPath, OutputPath, Outputs, launch
+from retrieval import distributed
+from retrieval.augmentation import IMAGES_TO_JUDGE, choose_augmentation, named_augmentation
+from retrieval.backbones import least_image_size
+from retrieval.choices import Choice, choose_learning_rate, choose_loss, measure_classes
+from retrieval.co_clustering import load_clusters
+from retrieval.colours import colour_statistics
+from retrieval.dataset import Dataset
+from retrieval.devices import describe, pick_device
+from retrieval.image_batches import ImageBatches
+from retrieval.losses import MetricObjective
+from retrieval.models import FOUR_LAYER, EmbeddingModel, ModelConfig, build_network, save_model
+from retrieval.relations import Relations
+from retrieval.sampling import batch_shape
+from retrieval.tracking import StepRun, step_run
+from retrieval.training import ByLabel, History, Schedule, fit
+from retrieval.validation import validation_recall_at_1
+
+
+def finetune_metric(params: Params, dataset: InputPath, clusters: InputPath, model: OutputPath) -> Outputs:
+    """Decide what to train by, draw the network to the adjusted features, train it, measure it on validation."""
+    device = pick_device(params.device)
+    distributed.setup(device)
+    data, adjusted = Dataset(dataset), load_clusters(clusters)
+    rows, labels = training_labels(data)
+    targets = targets_of(adjusted.targets, rows, data)
+    distributed.say(what_was_read(data, labels, targets, params, device))
+    with step_run("finetune_metric", params) as run:
+        images = ImageBatches(data, rows, device)
+        chosen = decide(params, targets, labels, images, run)
+        torch.manual_seed(params.seed)
+        network = build_network(network_config(params, data, rows))
+        loss = MetricObjective(chosen["loss"].value, int(labels.max()) + 1, params.dimension)
+        given = network, images, labels, params, chosen, run
+        adjusting = train("adjust", Relations(targets), params.adjust_epochs, *given)
+        training = train("metric", ByLabel(loss), params.metric_epochs, *given)
+        if not distributed.is_first():
+            return {}
+        recall = validation_recall_at_1(network, data, device, name="finetune_metric: validate")
+        seconds = adjusting.seconds + training.seconds
+        numbers = {"images_per_second": round((adjusting.images + training.images) / seconds, 1)}
+        numbers |= {} if recall is None else {"validation_recall_at_1": recall}
+        run.log_metrics(numbers)
+        distributed.say(f"finetune_metric: R@1 among the validation images {_percent(recall)}.")
+        described = {
+            "network": params.network,
+            "dimension": params.dimension,
+            "parameters": sum(parameter.numel() for parameter in network.parameters()),
+            "epochs": params.adjust_epochs + params.metric_epochs,
+            **{name: choice.value for name, choice in chosen.items()},
+            **{f"{name}_why": choice.why for name, choice in chosen.items()},
+            **numbers,
+        }
+        made_from = {"dataset": data.digest, "clusters": adjusted.manifest.digest}
+        save_model(model, network.cpu(), made_from, described)
+    return {"model": described}
+
+
+def training_labels(data: Dataset) -> tuple[np.ndarray, Tensor]:
+    """Rows of the training images (m,) and their labels as 0..c-1 (m,)."""
+    rows = data.rows("train")
+    classes, labels = np.unique(data.labels[rows], return_inverse=True)
+    if len(classes) < 2:
+        raise ValueError(
+            f"The training images have {len(classes)} class(es); a metric needs 2 or more. Check the split."
+        )
+    return rows, torch.from_numpy(labels)
+
+
+def targets_of(targets: np.ndarray, rows: np.ndarray, data: Dataset) -> Tensor:
+    """The adjusted features of the training images: (m, D) float32."""
+    if len(targets) != len(data):
+        raise ValueError(
+            f"The clusters hold targets of {len(targets):,} images, the dataset has {len(data):,}: they were made from "
+            "another dataset. Run co_cluster on this one."
+        )
+    return torch.from_numpy(np.asarray(targets[rows], np.float32))
+
+
+def decide(params: Params, targets: Tensor, labels: Tensor, images: ImageBatches, run: StepRun) -> dict[str, Choice]:
+    """Loss, learning rate and augmentation: what was asked for, or what the data say; logged with the reasons."""
+    classes, per_class = batch_of(params, labels)
+    some = torch.arange(0, len(labels), max(1, len(labels) // IMAGES_TO_JUDGE))
+    chosen = {
+        "loss": choose_loss(measure_classes(targets, labels), params.loss),
+        "learning_rate": choose_learning_rate(params.dimension, classes * per_class, params.learning_rate),
+        "augment": choose_augmentation(images.get(some), labels[some].to(images.device), params.augment),
+    }
+    for name, choice in chosen.items():
+        distributed.say(f"finetune_metric: {choice.why}")
+        run.log_params({f"chosen_{name}": choice.value})
+        run.set_tags({f"{name}_why": choice.why})
+    run.log_metrics({f"data_{name}": value for name, value in chosen["loss"].facts.items()})
+    return chosen
+
+
+def batch_of(params: Params, labels: Tensor) -> tuple[int, int]:
+    """Classes in a batch and images of each."""
+    return batch_shape(len(labels.unique()), params.batch_size, params.classes_per_batch, params.images_per_class)
+
+
+def network_config(params: Params, data: Dataset, rows: np.ndarray) -> ModelConfig:
+    """The network to train: layers as asked for, colours measured, images enlarged where a backbone would leave no map."""
+    least = data.image_size if params.network == FOUR_LAYER else least_image_size(params.network)
+    mean, std = colour_statistics(data, rows)
+    return ModelConfig(
+        architecture=params.network,
+        dimension=params.dimension,
+        image_size=data.image_size,
+        network_size=least if least > data.image_size else 0,
+        mean=mean,
+        std=std,
+        channels=params.channels,
+        kernels=params.kernels,
+        strides=params.strides,
+        paddings=params.paddings,
+        pools=params.pools,
+    )
+
+
+def train(
+    phase: str,
+    objective: nn.Module,
+    epochs: int,
+    network: EmbeddingModel,
+    images: ImageBatches,
+    labels: Tensor,
+    params: Params,
+    chosen: dict[str, Choice],
+    run: StepRun,
+) -> History:
+    """One of the two phases, "adjust" or "metric": train, log a curve; nothing without epochs."""
+    if not epochs:
+        return History()
+    first = 0 if phase == "adjust" else params.adjust_epochs
+
+    def log(epoch: int, numbers: dict[str, float]) -> None:
+        run.log_metrics({f"{phase}_loss": numbers.pop("loss"), **numbers}, step=first + epoch)
+
+    return fit(
+        network,
+        objective,
+        images,
+        labels,
+        Schedule(epochs, chosen["learning_rate"].value),
+        batch_size=params.batch_size,
+        seed=2 * params.seed + (phase == "metric"),
+        augment=named_augmentation(chosen["augment"].value),
+        device=images.device,
+        name=f"finetune_metric, {phase}",
+        balanced=batch_of(params, labels) if phase == "metric" else None,
+        on_epoch=log,
+        compile=params.compile,
+    )
+
+
+def what_was_read(data: Dataset, labels: Tensor, targets: Tensor, params: Params, device: torch.device) -> str:
+    """The line a step begins with."""
+    classes, per_class = batch_of(params, labels)
+    return (
+        f"finetune_metric: {len(data):,} images of {data.image_size} px, {len(labels):,} of "
+        f"{len(labels.unique()):,} classes to train on, in batches of {classes} classes x {per_class} images; targets of "
+        f"{targets.shape[1]} dimensions; {params.network}, d = {params.dimension}; {describe(device)}; seed {params.seed}."
+    )
+
+
+def _percent(recall: float | None) -> str:
+    return "cannot be measured: no two of them share a class" if recall is None else f"is {recall:.1%}"
+
+
+if __name__ == "__main__":
+    launch(finetune_metric, Params, every_rank=True)

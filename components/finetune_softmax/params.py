@@ -1,0 +1,49 @@
+"""The knobs of finetune_softmax."""
+
+from dataclasses import dataclass
+
+AUGMENTATIONS = (
+    "auto", "none", "shift", "shift_colour", "shift_erase", "crop_flip", "crop_flip_colour", "crop_flip_erase",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Params:
+    """How the whole network is fine-tuned under a softmax layer.
+
+    Attributes:
+        softmax_epochs: passes over the training images.
+        softmax_learning_rate: highest rate of SGD; it rises over the first tenth of the steps, then falls along a cosine.
+        weight_decay: of all weights; biases and norms do not decay.
+        label_smoothing: share of each label that is spread over all classes, from 0 to below 1.
+        batch_size: images at once.
+        augment: auto (decided from the images), or the name of an augmentation.
+        compile: run the network through torch.compile.
+        seed: of every random choice.
+        device: auto, cpu or cuda.
+    """
+
+    softmax_epochs: int = 6
+    softmax_learning_rate: float = 0.02
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.1
+    batch_size: int = 128
+    augment: str = "auto"
+    compile: bool = False
+    seed: int = 0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name, choices in [("augment", AUGMENTATIONS), ("device", ("auto", "cpu", "cuda"))]:
+            if getattr(self, name) not in choices:
+                raise ValueError(f"Unknown {name} '{getattr(self, name)}'; choose one of: {', '.join(choices)}.")
+        for name, least in [("softmax_epochs", 1), ("batch_size", 2)]:
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be {least} or more.")
+        if not 0 < self.softmax_learning_rate < float("inf"):
+            raise ValueError(f"softmax_learning_rate is {self.softmax_learning_rate}; it must be above 0.")
+        if not 0 <= self.weight_decay < 1 or not 0 <= self.label_smoothing < 1:
+            raise ValueError(
+                f"weight_decay is {self.weight_decay} and label_smoothing {self.label_smoothing}; both must be from 0 to "
+                "below 1."
+            )

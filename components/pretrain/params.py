@@ -1,0 +1,62 @@
+"""The knobs of pretrain."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Params:
+    """How the classifier is trained and its features are made.
+
+    Attributes:
+        backbone: classifier of torchvision that gives the features, e.g. resnet18, resnet50, alexnet, vgg16,
+            mobilenet_v2 or squeezenet1_0.
+        weights: what it begins with: none (from scratch), imagenet (downloaded), the path of a file of weights, or
+            s3://bucket/key.
+        backbone_image_size: height and width in pixels to which images are brought inside the network; 0 for as they
+            are stored, or the least that leaves a map. Networks trained on ImageNet want 128 or more.
+        backbone_depths: which feature maps are taken, counted from the end; 1 is the last, 2 the last one before the
+            resolution halves, and so on.
+        pretrain_epochs: passes over the training images; 0 leaves the network as it is.
+        pretrain_learning_rate: highest rate; from ImageNet weights about 0.01 is enough.
+        feature_dimension: length of the integrated feature vector; fewer where backbone or images give fewer.
+        feature_power: power of the features before they are integrated; 0.5 tames bursts, 1 keeps them.
+        batch_size: images at once.
+        augment: auto (decided from the images), or the name of an augmentation.
+        compile: run the network through torch.compile.
+        seed: of every random choice.
+        device: auto, cpu or cuda.
+    """
+
+    backbone: str = "resnet18"
+    weights: str = "none"
+    backbone_image_size: int = 0
+    backbone_depths: tuple[int, ...] = (1,)
+    pretrain_epochs: int = 5
+    pretrain_learning_rate: float = 0.03
+    feature_dimension: int = 256
+    feature_power: float = 0.5
+    batch_size: int = 128
+    augment: str = "auto"
+    compile: bool = False
+    seed: int = 0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not self.weights:
+            raise ValueError("weights is empty; give none, imagenet, a path or s3://bucket/key.")
+        if self.backbone_image_size < 0:
+            raise ValueError(f"backbone_image_size is {self.backbone_image_size}; give pixels, or 0 for as they are stored.")
+        if not self.backbone_depths or min(self.backbone_depths) < 1:
+            raise ValueError(f"backbone_depths is {list(self.backbone_depths)}; name one map or more, 1 is the last.")
+        if self.pretrain_epochs < 0:
+            raise ValueError(f"pretrain_epochs is {self.pretrain_epochs}; it must be 0 or more.")
+        if not 0 < self.pretrain_learning_rate < float("inf"):
+            raise ValueError(f"pretrain_learning_rate is {self.pretrain_learning_rate}; it must be above 0.")
+        if self.feature_dimension < 1:
+            raise ValueError(f"feature_dimension is {self.feature_dimension}; it must be 1 or more.")
+        if not 0 < self.feature_power <= 1:
+            raise ValueError(f"feature_power is {self.feature_power}; it must be above 0 and at most 1.")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}; it must be 1 or more.")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ValueError(f"Unknown device '{self.device}'; choose one of: auto, cpu, cuda.")

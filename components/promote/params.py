@@ -1,0 +1,31 @@
+"""The knobs of promote."""
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Params:
+    """What makes a model champion, and where.
+
+    Attributes:
+        registered_model: Name of the model in MLflow's registry; made when missing. Each name has its own champion.
+        minimum_recall_at_1: The floor: least R@1 on the test images, from 0 to 1, with which a model becomes champion.
+        minimum_gain: Least gain of R@1 over the champion, from 0 to 1; at 0 any gain will do. A tie never promotes.
+    """
+
+    registered_model: str = "rankone"
+    minimum_recall_at_1: float = 0.9
+    minimum_gain: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", self.registered_model):
+            raise ValueError(
+                f"registered_model is '{self.registered_model}'; use letters, digits, '_', '.' and '-', 100 at most, "
+                "beginning with a letter or digit."
+            )
+        for name in ("minimum_recall_at_1", "minimum_gain"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; it is a share of queries: give a number from 0 to 1."
+                )

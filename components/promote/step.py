@@ -1,0 +1,132 @@
+"""promote: from a judged model to a version in the registry, and to the champion if it earns it."""
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+
+from components.launch import InputPath, OutputPath, Outputs, Scalar, launch
+from components.promote.params import Params
+from retrieval import registry
+from retrieval.evaluation import FORMAT_VERSION as EVALUATION_FORMAT
+from retrieval.evaluation import KIND as EVALUATION_KIND
+from retrieval.evaluation import Evaluation, load_evaluation
+from retrieval.gate import Evidence, Verdict, decide
+from retrieval.manifest import file_digest, read_manifest, write_manifest
+from retrieval.registry import ModelVersion
+from retrieval.tracking import PIPELINE_RUN, code_version, pipeline_run, step_run
+
+KIND, FORMAT_VERSION, DECISION = "decision", 1, "decision.json"
+MODEL_KIND, MODEL_FORMAT_VERSION = "model", 1  # of retrieval.models, which needs torch
+
+
+def promote(
+    params: Params, tuned_model: InputPath, evaluation: InputPath, report: InputPath, decision: OutputPath
+) -> Outputs:
+    """Register the model, judge it against the champion, and move the alias if the verdict says so.
+
+    The same model again makes no second version. Where it is champion already, only what was measured is recorded anew,
+    so that a champion that was measured on new test images can be compared on them.
+    """
+    name, model = params.registered_model, read_manifest(tuned_model, MODEL_KIND, MODEL_FORMAT_VERSION)
+    measured, numbers = load_evaluation(evaluation), read_manifest(evaluation, EVALUATION_KIND, EVALUATION_FORMAT)
+    if measured.model_digest != model.digest:
+        raise ValueError(
+            f"{evaluation} was measured on the model {measured.model_digest[:12]}, and {tuned_model} holds "
+            f"{model.digest[:12]}; evaluate this model, or promote that one."
+        )
+    with step_run("promote", params) as run:
+        champion = registry.champion(name)
+        verdict = judge(params, model.digest, measured, champion)
+        tags = lineage(measured) | judgement(verdict)
+        version = registry.register(tuned_model, name, model.digest, tags, run.run_id, measured.versions)
+        registry.tag_version(name, version.version, changed(judgement(verdict), version.tags))
+        if verdict.outcome == "promoted":
+            registry.set_champion(name, version.version)
+        metadata = described(name, verdict, version)
+        print(f"{headline(metadata)}: {verdict.reason}", flush=True)
+        print(
+            f"Measured on {measured.queries:,} queries of {measured.classes:,} classes; {measured.protocol}", flush=True
+        )
+        made_from = {"tuned_model": model.digest, "evaluation": numbers.digest, "report": file_digest(report)}
+        save_decision(decision, metadata, verdict, made_from)
+        run.log_metrics({key: value for key, value in metadata.items() if isinstance(value, float)})
+        run.set_tags({f"rankone.{key}": value for key, value in metadata.items()})
+        run.log_artifact(report, name="report.html")
+        run.log_artifact(decision / DECISION)
+    return {"decision": metadata}
+
+
+def judge(params: Params, model_digest: str, measured: Evaluation, champion: ModelVersion | None) -> Verdict:
+    """The gate's verdict; that nothing changes when the model is champion already."""
+    candidate = Evidence(measured.recall_at_1, measured.evaluation_digest, measured.queries)
+    if champion is None or champion.model_digest != model_digest:
+        old = champion.evidence if champion else None
+        return decide(candidate, old, params.minimum_recall_at_1, params.minimum_gain)
+    share = f"{measured.recall_at_1:.2%}"
+    reason = f"version {champion.version} holds this very model and is already champion, with R@1 {share}."
+    return Verdict(
+        "unchanged", "unchanged", reason, candidate, champion.evidence, params.minimum_recall_at_1, params.minimum_gain
+    )
+
+
+def lineage(measured: Evaluation) -> dict[str, str]:
+    """Where a version comes from, as tags."""
+    tags = {"rankone.dataset_digest": measured.dataset_digest, "rankone.code_version": code_version()}
+    return tags | ({PIPELINE_RUN: pipeline_run()} if pipeline_run() else {})
+
+
+def judgement(verdict: Verdict) -> dict[str, str]:
+    """What was measured of a version and what the gate said, as tags."""
+    return {
+        "rankone.recall_at_1": repr(verdict.candidate.recall_at_1),
+        "rankone.evaluation_digest": verdict.candidate.evaluation_digest,
+        "rankone.queries": str(verdict.candidate.queries),
+        "rankone.floor": str(verdict.floor),
+        "rankone.minimum_gain": str(verdict.minimum_gain),
+        "rankone.outcome": verdict.outcome,
+        "rankone.rule": verdict.rule,
+        "rankone.reason": verdict.reason,
+    }
+
+
+def changed(tags: dict[str, str], present: dict[str, str]) -> dict[str, str]:
+    """Those tags that are not there yet."""
+    return {name: text for name, text in tags.items() if present.get(name) != text}
+
+
+def described(name: str, verdict: Verdict, version: ModelVersion) -> dict[str, Scalar]:
+    """The decision as metadata of its artifact; a share that is no number is left out."""
+    champion = verdict.champion.recall_at_1 if verdict.champion else math.nan
+    shares = {"recall_at_1": verdict.candidate.recall_at_1, "champion_recall_at_1": champion}
+    return {
+        "outcome": verdict.outcome,
+        "rule": verdict.rule,
+        "reason": verdict.reason,
+        "registered_model": name,
+        "version": version.version,
+        "alias": "" if verdict.outcome == "rejected" else registry.CHAMPION,
+        "minimum_recall_at_1": verdict.floor,
+    } | {key: share for key, share in shares.items() if math.isfinite(share)}
+
+
+def headline(metadata: dict[str, Scalar]) -> str:
+    """The decision in a few words."""
+    which = f"{metadata['registered_model']} version {metadata['version']}"
+    return {
+        "promoted": f"Promoted: {which} is now {registry.CHAMPION}",
+        "rejected": f"Rejected: {which} is registered without the alias",
+        "unchanged": f"Unchanged: {which} stays {registry.CHAMPION}",
+    }[str(metadata["outcome"])]
+
+
+def save_decision(folder: Path, metadata: dict[str, Scalar], verdict: Verdict, made_from: dict[str, str]) -> None:
+    """Write the decision folder: decision.json and manifest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(asdict(verdict) | metadata, indent=2, sort_keys=True)
+    (folder / DECISION).write_text(text + "\n")
+    write_manifest(folder, KIND, FORMAT_VERSION, made_from)
+
+
+if __name__ == "__main__":
+    launch(promote, Params)

@@ -1,0 +1,231 @@
+"""One picture from its bytes to RGB of the store's size: bounded, checked, and every colour mode handled on purpose."""
+
+import hashlib
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+BEGINNINGS = {b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"RIFF": "WEBP", b"BM": "BMP", b"GIF8": "GIF"}
+BEGINNINGS |= {b"II*\0": "TIFF", b"MM\0*": "TIFF"}
+BACKGROUND = (255, 255, 255)  # what transparent pixels are laid on: white
+ORIENTATION = 0x0112  # the EXIF tag
+TRANSPOSED = {  # how to undo each value of it
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+DETAIL_KEPT = 2  # a large JPEG is decoded at 1/2, 1/4 or 1/8, with at least so many pixels for one of the store
+
+
+class RefusedImageError(ValueError):
+    """A picture that does not enter the dataset; `reason` is one of quarantine.REASONS."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a picture may be.
+
+    Attributes:
+        max_pixels: width times height, checked on the header before any pixel is decoded.
+        min_side: of width and height.
+    """
+
+    max_pixels: int
+    min_side: int
+
+    @property
+    def max_bytes(self) -> int:
+        """Of a file: four channels of 16 bits a pixel, and room for metadata; a larger one is not read whole."""
+        return 8 * self.max_pixels + 2**24
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A decoded picture.
+
+    Attributes:
+        rgb: mode RGB, upright. A JPEG much larger than the store was decoded at 1/2, 1/4 or 1/8 of its size.
+        width: of the whole picture, upright.
+        height: of the whole picture, upright.
+        notes: what was converted on the way, e.g. "grey".
+    """
+
+    rgb: Image.Image
+    width: int
+    height: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def sha256(self) -> str:
+        """Of the RGB bytes as decoded; with width and height it tells whether two pictures are the same."""
+        return hashlib.sha256(self.rgb.tobytes()).hexdigest()
+
+
+@contextmanager
+def bounded(limits: Limits) -> Iterator[None]:
+    """Hold Pillow's own guard against decompression bombs at our limit, as an error, while pictures are decoded."""
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, limits.max_pixels
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # odd metadata of a sound picture
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def decode(content: bytes, limits: Limits, image_size: int) -> Picture:
+    """One picture from the bytes of a file; call it inside `bounded`.
+
+    Of an animated picture the first frame is taken. Damage that the format cannot show, a changed byte inside JPEG
+    data, goes unseen.
+
+    Args:
+        content: JPEG, PNG, WebP, BMP, GIF or TIFF, told by content, not by name.
+        limits: checked before decoding.
+        image_size: of the store; a JPEG keeps at least DETAIL_KEPT times as many pixels a side.
+
+    Raises:
+        RefusedImageError: with the reason.
+    """
+    if len(content) > limits.max_bytes:
+        raise RefusedImageError("too_large", f"more than {limits.max_bytes:,} bytes")
+    image = _open(content, limits)
+    width, height = image.size
+    _check_size(width, height, limits)
+    try:
+        if image.format == "PNG":
+            Image.open(BytesIO(content), formats=["PNG"]).verify()  # checksums, which decoding skips
+        animated = image.format != "JPEG" and getattr(image, "is_animated", False)
+        image.draft(None, (DETAIL_KEPT * image_size,) * 2)
+        image.load()
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise _too_many_pixels(limits) from error
+    except Exception as error:  # decoders of untrusted bytes raise whatever they stumble over
+        raise _damaged(content, str(error)) from error
+    rgb, notes = _to_rgb(image)
+    rgb, turned = _upright(image, rgb)
+    if turned == "turned_sideways":
+        width, height = height, width
+    notes += ((turned,) if turned else ()) + (("first_frame",) if animated else ())
+    return Picture(rgb, width, height, notes)
+
+
+def from_array(pixels: np.ndarray, limits: Limits) -> Picture:
+    """One picture from its pixels: (h, w) grey or (h, w, 3) RGB, uint8."""
+    image = Image.fromarray(pixels)
+    _check_size(image.width, image.height, limits)
+    return Picture(image.convert("RGB"), image.width, image.height, ("grey",) if pixels.ndim == 2 else ())
+
+
+def crop(picture: Image.Image, size: int) -> Image.Image:
+    """Short side to `size`, then the centre: aspect kept, the ends of the long side lost."""
+    side = min(picture.size)
+    if picture.size == (size, size):
+        return picture
+    left, top = (picture.width - side) / 2, (picture.height - side) / 2
+    return picture.resize((size, size), Image.Resampling.BILINEAR, (left, top, left + side, top + side))
+
+
+def stretch(picture: Image.Image, size: int) -> Image.Image:
+    """Both sides to `size`: nothing lost, aspect changed."""
+    return picture.resize((size, size), Image.Resampling.BILINEAR)
+
+
+RESIZES: dict[str, Callable[[Image.Image, int], Image.Image]] = {"crop": crop, "stretch": stretch}
+
+
+def _open(content: bytes, limits: Limits) -> Image.Image:
+    try:
+        return Image.open(BytesIO(content), formats=FORMATS)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise _too_many_pixels(limits) from error
+    except UnidentifiedImageError as error:
+        name = next((name for start, name in BEGINNINGS.items() if content.startswith(start)), None)
+        if content and name is None:
+            raise RefusedImageError("format", f"none of {', '.join(FORMATS)} by its content") from error
+        raise _damaged(content, f"begins like {name} and has no readable header") from error
+    except Exception as error:
+        raise _damaged(content, str(error)) from error
+
+
+def _check_size(width: int, height: int, limits: Limits) -> None:
+    if width * height > limits.max_pixels:
+        raise RefusedImageError("too_large", f"{width}x{height} is more than {limits.max_pixels:,} pixels")
+    if min(width, height) < limits.min_side:
+        raise RefusedImageError("too_small", f"{width}x{height}; the shorter side is under {limits.min_side} pixels")
+
+
+def _too_many_pixels(limits: Limits) -> RefusedImageError:
+    return RefusedImageError("too_large", f"more than {limits.max_pixels:,} pixels")
+
+
+def _damaged(content: bytes, message: str) -> RefusedImageError:
+    if not content:
+        return RefusedImageError("truncated", "the file is empty")
+    cut = "truncated" in message.lower() or _lacks_its_end(content)
+    return RefusedImageError("truncated" if cut else "corrupt", message or "cannot be decoded")
+
+
+def _lacks_its_end(content: bytes) -> bool:
+    """Whether the end that the format prescribes is missing."""
+    if content.startswith(b"RIFF"):
+        return len(content) < 8 + int.from_bytes(content[4:8], "little")
+    if content.startswith(b"BM"):
+        return len(content) < int.from_bytes(content[2:6], "little")
+    ends = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PNG": b"IEND", b"GIF8": b";"}
+    return any(content.startswith(start) and end not in content[-64:] for start, end in ends.items())
+
+
+def _to_rgb(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
+    """RGB of 8 bits from any mode, and what that took.
+
+    Alpha is laid on BACKGROUND; CMYK goes by Pillow's plain formula, without colour profiles; 16 bits are scaled, so
+    that 65535 becomes 255.
+    """
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image, ()
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or (
+        "transparency" in image.info and image.mode in ("1", "L", "P", "RGB")
+    ):
+        page = Image.new("RGBA", image.size, (*BACKGROUND, 255))
+        page.alpha_composite(image.convert("RGBA"))
+        return page.convert("RGB"), ("alpha",)
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        return _from_16_bits(image).convert("RGB"), ("16_bit",)
+    names = {"1": "1_bit", "L": "grey", "P": "palette", "CMYK": "cmyk", "YCbCr": "ycbcr"}
+    if image.mode not in names:
+        raise RefusedImageError("format", f"pixels of mode {image.mode} have no stated range or conversion to RGB")
+    return image.convert("RGB"), (names[image.mode],)
+
+
+def _from_16_bits(image: Image.Image) -> Image.Image:
+    deep = np.asarray(image).astype(np.uint32)
+    return Image.fromarray(((deep * 255 + 32767) // 65535).astype(np.uint8))
+
+
+def _upright(image: Image.Image, rgb: Image.Image) -> tuple[Image.Image, str]:
+    """Turn the picture as its EXIF orientation says; says what it did. Unreadable EXIF turns nothing, and is noted."""
+    if image.format != "TIFF" and not {"exif", "xmp", "XML:com.adobe.xmp"} & set(image.info):
+        return rgb, ""
+    try:
+        orientation = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # made-up metadata raise whatever they trip over
+        return rgb, "unreadable_exif"
+    if orientation not in TRANSPOSED:
+        return rgb, ""
+    return rgb.transpose(TRANSPOSED[orientation]), "turned_sideways" if orientation >= 5 else "turned"

@@ -1,0 +1,251 @@
+"""Measures how well images find their like: from embeddings and a dataset to the numbers of an evaluation."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from retrieval.dataset import Dataset
+from retrieval.evaluation import (
+    NEIGHBOURS,
+    QUERY_SCHEMA,
+    Acceptance,
+    ClassRecall,
+    CurvePoint,
+    Evaluation,
+    Stage,
+    evaluation_digest,
+    installed_versions,
+)
+from retrieval.metrics import RetrievalMetrics, class_bootstrap_interval, retrieval_metrics
+from retrieval.neighbours import nearest
+from retrieval.thresholds import acceptance_threshold, precision_at
+
+CURVE_POINTS = 160
+
+Embed = Callable[[np.ndarray], Tensor]  # rows of the dataset (m,) -> their embeddings (m, d)
+
+
+def judge(
+    stages: Mapping[str, Embed],
+    dataset: Dataset,
+    model_digest: str,
+    device: torch.device,
+    acceptance: float = 0.9,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[Evaluation, pa.Table]:
+    """Measure every stage on the test images, and the last one, the model, in full.
+
+    Args:
+        stages: what gives the embeddings after each step, in their order.
+        dataset: the images.
+        model_digest: of the last stage's model.
+        device: where similarities are computed.
+        acceptance: precision that the similarity threshold must give on validation queries.
+        resamples: of the class bootstrap.
+        seed: of the class bootstrap.
+
+    Returns:
+        The evaluation; the table of evaluation.QUERY_SCHEMA.
+    """
+    measured = []
+    for name, embed in stages.items():
+        stage, among, embeddings = measure_stage(name, embed, dataset, device, resamples, seed)
+        measured.append(stage)
+        to_train = "" if stage.recall_at_1_to_train is None else f", to train {stage.recall_at_1_to_train:.4f}"
+        print(f"{name}: R@1 among the test images {stage.recall_at_1:.4f}{to_train}", flush=True)
+    queries = query_table(embeddings, dataset, among)
+    recalls = recall_by_class(queries)
+    evaluation = Evaluation(
+        evaluation_digest=digest_of_test(dataset),
+        protocol=protocol(dataset),
+        queries=among.queries,
+        queries_without_positive=among.queries_without_positive,
+        classes=len(recalls),
+        recall_at_1=among.recall_at_1,
+        recall_at_1_low=stage.recall_at_1_low,
+        recall_at_1_high=stage.recall_at_1_high,
+        recall_at_2=among.recall_at_2,
+        recall_at_4=among.recall_at_4,
+        recall_at_8=among.recall_at_8,
+        map_at_r=among.map_at_r,
+        r_precision=among.r_precision,
+        macro_recall_at_1=among.macro_recall_at_1,
+        pessimistic_recall_at_1=among.pessimistic_recall_at_1,
+        ties=among.ties,
+        threshold=measure_acceptance(embed, dataset, among, acceptance, device),
+        stages=tuple(measured),
+        recall_by_class=recalls,
+        model_digest=model_digest,
+        dataset_digest=dataset.digest,
+        versions=installed_versions(),
+    )
+    return evaluation, queries
+
+
+def digest_of_test(dataset: Dataset) -> str:
+    """The evaluation digest of a dataset's test images."""
+    test = dataset.index.take(dataset.rows("test"))
+    images = zip(test["sha256"].to_pylist(), test["class_name"].to_pylist(), strict=True)
+    return evaluation_digest(protocol(dataset), images)
+
+
+def shares_classes(dataset: Dataset) -> bool:
+    """Whether test images have classes that were trained on, so that training images can be a gallery too."""
+    return bool(np.isin(dataset.labels[dataset.rows("test")], dataset.labels[dataset.rows("train")]).any())
+
+
+def protocol(dataset: Dataset) -> str:
+    """The split and the gallery in words, as they enter the evaluation digest."""
+    split = "closed split" if shares_classes(dataset) else "disjoint split, classes never seen in training"
+    return f"{split}; each test image searched among the other test images"
+
+
+def measure_stage(
+    name: str, embed: Embed, dataset: Dataset, device: torch.device, resamples: int = 2000, seed: int = 0
+) -> tuple[Stage, RetrievalMetrics, Tensor]:
+    """How well the test images are found by the embeddings of one stage.
+
+    Args:
+        name: of the stage.
+        embed: gives the embeddings of rows.
+        dataset: its test rows are the queries; its training rows a second gallery where they share classes.
+        device: where similarities are computed.
+        resamples: of the class bootstrap.
+        seed: of the class bootstrap.
+
+    Returns:
+        The stage's numbers; all that was measured among the test images; their embeddings (m, d).
+
+    Raises:
+        ValueError: no two test images have a class in common.
+    """
+    rows = dataset.rows("test")
+    if not _has_pair(dataset.labels[rows]):
+        raise ValueError(
+            f"The {len(rows)} test images have no two of one class, so that none can be found. "
+            "Prepare the data with a larger test split."
+        )
+    embeddings, labels = embed(rows).to(device), _labels(dataset, rows, device)
+    among = retrieval_metrics(embeddings, labels)
+    correct, query_labels = _array(among.correct), dataset.labels[rows[_array(among.query_rows)]]
+    low, high = class_bootstrap_interval(
+        torch.from_numpy(correct), torch.from_numpy(query_labels), resamples=resamples, seed=seed
+    )
+    to_train = None
+    if shares_classes(dataset):
+        gallery = dataset.rows("train")
+        gallery_labels = _labels(dataset, gallery, device)
+        to_train = retrieval_metrics(embeddings, labels, embed(gallery).to(device), gallery_labels).recall_at_1
+    dimension = embeddings.shape[1]
+    return Stage(name, among.recall_at_1, low, high, to_train, among.map_at_r, dimension), among, embeddings
+
+
+def measure_acceptance(
+    embed: Embed, dataset: Dataset, test: RetrievalMetrics, level: float, device: torch.device
+) -> Acceptance:
+    """Choose the similarity from which answers are right at `level`, on validation alone, and measure it on test.
+
+    Validation images are searched among the other validation images. Where no two have a class in common there is
+    nothing to choose on, and the level counts as not reached.
+    """
+    rows = dataset.rows("validation")
+    similarity, correct = _array(test.similarity), _array(test.correct)
+    test_curve = trade(similarity, correct)
+    if not _has_pair(dataset.labels[rows]):
+        return Acceptance(level, False, None, 0, None, 0.0, None, 0.0, (), test_curve)
+    validation = retrieval_metrics(embed(rows).to(device), _labels(dataset, rows, device))
+    seen = _array(validation.similarity), _array(validation.correct)
+    chosen = acceptance_threshold(validation.similarity, validation.correct, level)
+    if chosen.value is None:
+        return Acceptance(level, False, None, len(seen[0]), None, 0.0, None, 0.0, trade(*seen), test_curve)
+    precision, coverage = precision_at(test.similarity, test.correct, chosen.value)
+    return Acceptance(
+        level=level,
+        reached=True,
+        value=chosen.value,
+        validation_queries=len(seen[0]),
+        validation_precision=chosen.precision,
+        validation_coverage=chosen.coverage,
+        precision=precision if coverage > 0 else None,
+        coverage=coverage,
+        validation_curve=trade(*seen),
+        test_curve=test_curve,
+    )
+
+
+def trade(similarity: np.ndarray, correct: np.ndarray, points: int = CURVE_POINTS) -> tuple[CurvePoint, ...]:
+    """Precision and coverage were every answer of at least some similarity accepted, at evenly spaced similarities.
+
+    Args:
+        similarity: (q,) of the nearest image of each query.
+        correct: (q,) bool, whether it is of the query's class.
+        points: at most this many; equal numbers of accepted answers are one point.
+    """
+    if not len(similarity):
+        return ()
+    order = np.argsort(-similarity, kind="stable")
+    falling, right = similarity[order].astype(np.float64), np.cumsum(correct[order])
+    levels = np.linspace(falling[-1], falling[0], points)
+    accepted = np.maximum(np.searchsorted(-falling, -levels, side="right"), 1)
+    _, first = np.unique(-accepted, return_index=True)  # by falling number accepted: by rising similarity
+    return tuple(
+        CurvePoint(float(falling[count - 1]), float(right[count - 1] / count), float(count / len(falling)))
+        for count in accepted[first]
+    )
+
+
+def query_table(embeddings: Tensor, dataset: Dataset, test: RetrievalMetrics) -> pa.Table:
+    """One row of QUERY_SCHEMA for every test image that has another of its class among the test images.
+
+    Args:
+        embeddings: (m, d) of the test rows.
+        dataset: the test images.
+        test: what `retrieval_metrics` measured of the same embeddings.
+    """
+    rows = dataset.rows("test")
+    queries = _array(test.query_rows)
+    itself = torch.arange(len(rows), device=embeddings.device)
+    asked = itself[torch.from_numpy(queries).to(embeddings.device)]
+    similarities, found = nearest(embeddings[asked], embeddings, min(NEIGHBOURS, len(rows) - 1), exclude=asked)
+    first = rows[_array(test.nearest)]
+    columns = {
+        "query": rows[queries],
+        "label": dataset.labels[rows[queries]],
+        "class_name": [dataset.class_names[label] for label in dataset.labels[rows[queries]]],
+        "nearest": first,
+        "nearest_label": dataset.labels[first],
+        "similarity": _array(test.similarity),
+        "correct": _array(test.correct),
+        "neighbours": list(rows[_array(found)]),
+        "neighbour_similarities": list(_array(similarities)),
+    }
+    return pa.table({name: pa.array(columns[name], QUERY_SCHEMA.field(name).type) for name in QUERY_SCHEMA.names})
+
+
+def recall_by_class(queries: pa.Table) -> tuple[ClassRecall, ...]:
+    """R@1 of the queries of each class, the worst class first; classes without queries are not listed."""
+    names = np.asarray(queries["class_name"].to_pylist(), dtype=object)
+    labels, correct = queries["label"].to_numpy(), queries["correct"].to_numpy(zero_copy_only=False)
+    recalls = [
+        ClassRecall(
+            str(names[labels == label][0]), int(np.sum(labels == label)), float(correct[labels == label].mean())
+        )
+        for label in np.unique(labels)
+    ]
+    return tuple(sorted(recalls, key=lambda recall: (recall.recall_at_1, recall.class_name)))
+
+
+def _has_pair(labels: np.ndarray) -> bool:
+    return len(np.unique(labels)) < len(labels)
+
+
+def _labels(dataset: Dataset, rows: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(dataset.labels[rows]).to(device)
+
+
+def _array(values: Tensor | np.ndarray) -> np.ndarray:
+    return values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)

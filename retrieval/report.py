@@ -1,0 +1,213 @@
+"""The report page: one HTML file, no scripts, no links: what a model was trained on, and how well it finds."""
+
+import base64
+import io
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+from retrieval.charts import histogram, percent, stage_chart, threshold_chart
+from retrieval.dataset import SPLITS, Dataset
+from retrieval.evaluation import ClassRecall, Evaluation
+from retrieval.manifest import Manifest
+
+TEMPLATE = "report.html"
+NEIGHBOURS_SHOWN = 5
+THUMBNAIL_PIXELS = 96  # larger pictures are shrunk to this
+LOSSLESS_PIXELS = 48  # up to this size a PNG is small enough
+CLASSES_OPEN, CLASSES_LISTED = 40, 1000
+LONGEST_TEXT, LONGEST_LIST, MOST_FACTS = 240, 8, 60
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image in the gallery: its pixels as a data URI, and what is said under it."""
+
+    uri: str
+    class_name: str
+    source: str
+    similarity: float | None = None
+    right: bool | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One query of the gallery and the images found for it, most similar first."""
+
+    query: Picture
+    found: tuple[Picture, ...]
+    right: bool
+
+
+def render_report(
+    evaluation: Evaluation,
+    queries: pa.Table,
+    dataset: Dataset,
+    artifacts: Mapping[str, Manifest],
+    gallery_queries: int = 24,
+) -> str:
+    """The page as text. Names of classes and files come from strangers: every one of them is escaped.
+
+    Args:
+        evaluation: the numbers.
+        queries: table of evaluation.QUERY_SCHEMA.
+        dataset: where the pictures and the counts come from.
+        artifacts: manifest of each artifact that led to the model, by name; their facts and digests are shown.
+        gallery_queries: how many queries to show with their neighbours.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters["percent"] = percent
+    failures, successes = chosen_queries(queries, gallery_queries)
+    recalls = listed_classes(evaluation.recall_by_class)
+    return environment.get_template(TEMPLATE).render(
+        evaluation=evaluation,
+        splits=split_counts(dataset),
+        dataset_facts=list(readable(_without(dataset.manifest.facts, "class_names"))),
+        image_size=dataset.image_size,
+        choices=[choice for name, manifest in artifacts.items() for choice in choices_in(name, manifest.facts)],
+        artifacts={name: (manifest, list(readable(manifest.facts))) for name, manifest in artifacts.items()},
+        quarantine=list(readable(dataset.report())),
+        # the charts are made of numbers and of names that they escape
+        stage_chart=Markup(stage_chart(evaluation.stages)),
+        threshold_chart=Markup(threshold_chart(evaluation.threshold)),
+        histogram=Markup(histogram([recall.recall_at_1 for recall in evaluation.recall_by_class])),
+        failures=answers(failures, dataset),
+        successes=answers(successes, dataset),
+        wrong=int(np.sum(~queries["correct"].to_numpy(zero_copy_only=False))),
+        classes_open=recalls[:CLASSES_OPEN],
+        classes_more=recalls[CLASSES_OPEN:],
+        classes_left_out=len(evaluation.recall_by_class) - len(recalls),
+    )
+
+
+def chosen_queries(queries: pa.Table, count: int) -> tuple[pa.Table, pa.Table]:
+    """The queries to show: the worst failures first, that is wrong and most similar, then right ones.
+
+    Two thirds are failures where there are as many; the right ones are spread evenly from the surest to the least sure.
+    """
+    correct = queries["correct"].to_numpy(zero_copy_only=False)
+    surest = np.argsort(-queries["similarity"].to_numpy(), kind="stable")
+    wrong, right = surest[~correct[surest]], surest[correct[surest]]
+    failures = min(len(wrong), max(round(count * 2 / 3), count - len(right)))
+    successes = min(len(right), count - failures)
+    spread = np.linspace(0, len(right) - 1, successes).round().astype(int) if successes else np.empty(0, int)
+    return queries.take(wrong[:failures]), queries.take(right[spread])
+
+
+def answers(queries: pa.Table, dataset: Dataset) -> list[Answer]:
+    """Queries with the pictures of their nearest images, in the table's order."""
+    found: list[Answer] = []
+    for query in queries.to_pylist():
+        similarities = query["neighbour_similarities"][:NEIGHBOURS_SHOWN]
+        neighbours = [
+            _picture(dataset, row, similarity, bool(dataset.labels[row] == query["label"]))
+            for row, similarity in zip(query["neighbours"], similarities, strict=False)
+        ]
+        found.append(Answer(_picture(dataset, query["query"]), tuple(neighbours), query["correct"]))
+    return found
+
+
+def listed_classes(recalls: tuple[ClassRecall, ...]) -> list[ClassRecall]:
+    """The classes that the page lists, worst first: all, or the worst CLASSES_LISTED."""
+    return sorted(recalls, key=lambda recall: (recall.recall_at_1, recall.class_name))[:CLASSES_LISTED]
+
+
+def split_counts(dataset: Dataset) -> list[dict[str, Any]]:
+    """Images and classes of each split, and the fewest and most images of a class in it."""
+    counts = []
+    for split in SPLITS:
+        of_class = np.unique(dataset.labels[dataset.rows(split)], return_counts=True)[1]
+        fewest, most = (int(of_class.min()), int(of_class.max())) if len(of_class) else (0, 0)
+        counts.append(
+            {"name": split, "images": int(of_class.sum()), "classes": len(of_class), "fewest": fewest, "most": most}
+        )
+    return counts
+
+
+def choices_in(artifact: str, facts: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+    """What a step decided by itself: every fact that has a `value` and a `why`, at any depth."""
+    for name, fact in facts.items():
+        if isinstance(fact, Mapping) and {"value", "why"} <= set(fact):
+            yield {
+                "artifact": artifact,
+                "name": str(name).replace("_", " "),
+                "value": _text(fact["value"]),
+                "why": _shortened(str(fact["why"])),
+            }
+        elif isinstance(fact, Mapping):
+            yield from choices_in(artifact, fact)
+
+
+def readable(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Facts as rows of name and text, nested names joined; long texts, lists and tables are cut and say so."""
+    rows = list(_rows(facts, ()))
+    yield from rows[:MOST_FACTS]
+    if len(rows) > MOST_FACTS:
+        yield "…", f"and {len(rows) - MOST_FACTS:,} more"
+
+
+def _rows(facts: Mapping[str, Any], above: tuple[str, ...]) -> Iterable[tuple[str, str]]:
+    for name, fact in facts.items():
+        path = (*above, _shortened(str(name)).replace("_", " "))
+        if isinstance(fact, Mapping):
+            yield from _rows(fact, path)
+        elif fact is not None and fact != []:
+            yield " · ".join(path), _text(fact)
+
+
+def _text(fact: Any) -> str:
+    if isinstance(fact, bool):
+        return "yes" if fact else "no"
+    if isinstance(fact, int):
+        return f"{fact:,}"
+    if isinstance(fact, float):
+        return f"{fact:.4g}"
+    if isinstance(fact, list | tuple):
+        shown = ", ".join(_item(item) for item in fact[:LONGEST_LIST])
+        return shown + (f" … and {len(fact) - LONGEST_LIST:,} more" if len(fact) > LONGEST_LIST else "")
+    return _shortened(str(fact))
+
+
+def _item(item: Any) -> str:
+    if isinstance(item, Mapping):
+        return "; ".join(f"{name}: {_text(value)}" for name, value in list(item.items())[:LONGEST_LIST])
+    return _text(item)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 1] + "…"
+
+
+def _without(facts: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: fact for name, fact in facts.items() if name not in names}
+
+
+def _picture(dataset: Dataset, row: int, similarity: float | None = None, right: bool | None = None) -> Picture:
+    index = dataset.index
+    return Picture(
+        uri=data_uri(dataset.read(np.array([row]))[0]),
+        class_name=_shortened(index["class_name"][row].as_py()),
+        source=_shortened(index["source"][row].as_py() or ""),
+        similarity=similarity,
+        right=right,
+    )
+
+
+def data_uri(pixels: np.ndarray) -> str:
+    """A picture (h, w, 3) uint8 as a data URI: small ones as PNG, larger ones shrunk and as JPEG."""
+    image = Image.fromarray(pixels)
+    lossless = max(image.size) <= LOSSLESS_PIXELS
+    image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
+    kind, options = ("png", {"optimize": True}) if lossless else ("jpeg", {"quality": 85})
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

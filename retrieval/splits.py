@@ -1,0 +1,146 @@
+"""Which images are trained on, chosen on and tested on: the source's own split, stratified, or by classes.
+
+Every choice is by the rank of a hash of seed and content, so it does not depend on the order of the images, and one more
+class moves no image of another.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How much is held out.
+
+    Attributes:
+        test: of the images of each class (closed) or of the classes (disjoint); in (0, 1).
+        validation: of what is left for training; in [0, 1).
+        seed: of the choice.
+    """
+
+    test: float
+    validation: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """What a split is decided on, one entry an image.
+
+    Attributes:
+        classes: class name.
+        keys: digest of the content; no two images of a class have the same.
+        own: the source's own split, or "".
+    """
+
+    classes: Sequence[str]
+    keys: Sequence[str]
+    own: Sequence[str]
+
+
+def assign_splits(split: str, images: Labelled, shares: Shares) -> list[str]:
+    """One of dataset.SPLITS for every image.
+
+    Args:
+        split: one of SPLITTERS.
+        images: at least two of each class.
+        shares: what to hold out.
+
+    Raises:
+        ValueError: an unknown split, or the images do not allow it.
+    """
+    if split not in SPLITTERS:
+        raise ValueError(f"Unknown split '{split}'; choose one of: {', '.join(SPLITTERS)}.")
+    return SPLITTERS[split](images, shares)
+
+
+def own(images: Labelled, shares: Shares) -> list[str]:
+    """The source's train and test. Validation is the source's too, or carved from train.
+
+    It is carved by classes when no test class is in train, else stratified.
+    """
+    found = set(images.own)
+    if "" in found or not {"train", "test"} <= found:
+        has = ", ".join(sorted(found - {""})) or "none"
+        raise ValueError(
+            f"split=own needs train and test for every image; the source's own splits: {has}"
+            f"{' and images without one' if '' in found and len(found) > 1 else ''}. "
+            "Use split=closed or split=disjoint."
+        )
+    if "validation" in found or not shares.validation:
+        return list(images.own)
+    training = [row for row, split in enumerate(images.own) if split == "train"]
+    classes = {images.classes[row] for row in training}
+    unseen = classes.isdisjoint(images.classes[row] for row, split in enumerate(images.own) if split == "test")
+    splits = list(images.own)
+    carve = _classes_to if unseen else _stratified_to
+    carve("validation", splits, training, images, shares.validation, shares.seed)
+    return splits
+
+
+def closed(images: Labelled, shares: Shares) -> list[str]:
+    """The same classes everywhere: of each class a share of its images.
+
+    The share is rounded; of a class of four images or more at least two are held out and two stay, since an image is
+    retrieved through another of its class. Of two or three images one is held out.
+    """
+    splits = ["train"] * len(images.classes)
+    _stratified_to("test", splits, range(len(splits)), images, shares.test, shares.seed)
+    training = [row for row, split in enumerate(splits) if split == "train"]
+    _stratified_to("validation", splits, training, images, shares.validation, shares.seed)
+    return splits
+
+
+def disjoint(images: Labelled, shares: Shares) -> list[str]:
+    """No class in two splits: test classes are never seen in training, and neither are those of validation."""
+    splits = ["train"] * len(images.classes)
+    _classes_to("test", splits, range(len(splits)), images, shares.test, shares.seed)
+    training = [row for row, split in enumerate(splits) if split == "train"]
+    _classes_to("validation", splits, training, images, shares.validation, shares.seed)
+    return splits
+
+
+SPLITTERS: dict[str, Callable[[Labelled, Shares], list[str]]] = {"own": own, "closed": closed, "disjoint": disjoint}
+
+
+def held_out_count(images: int, share: float) -> int:
+    """How many of a class's images are held out."""
+    if not share or images < 2:
+        return 0
+    fewest = 2 if images >= 4 else 1
+    return min(max(round(images * share), fewest), images - fewest)
+
+
+def _stratified_to(
+    split: str, splits: list[str], rows: Sequence[int], images: Labelled, share: float, seed: int
+) -> None:
+    """Move a share of each class's rows to the split."""
+    members: dict[str, list[int]] = {}
+    for row in rows:
+        members.setdefault(images.classes[row], []).append(row)
+    for group in members.values():
+        ranked = sorted(group, key=lambda row: _rank(seed, split, images.keys[row]))
+        for row in ranked[: held_out_count(len(group), share)]:
+            splits[row] = split
+
+
+def _classes_to(split: str, splits: list[str], rows: Sequence[int], images: Labelled, share: float, seed: int) -> None:
+    """Move all rows of a share of the classes to the split."""
+    if not share:
+        return
+    classes = sorted({images.classes[row] for row in rows}, key=lambda name: _rank(seed, split, name))
+    count = max(round(len(classes) * share), 1)
+    if len(classes) - count < 2:
+        raise ValueError(
+            f"{len(classes)} classes are left and {count} would go to {split}; training needs at least 2 classes "
+            "of its own. Use split=closed, a smaller fraction, or more classes."
+        )
+    chosen = set(classes[:count])
+    for row in rows:
+        if images.classes[row] in chosen:
+            splits[row] = split
+
+
+def _rank(seed: int, purpose: str, key: str) -> bytes:
+    return hashlib.sha256(f"{seed}/{purpose}/{key}".encode()).digest()

@@ -1,0 +1,84 @@
+"""The compiled pipeline: as text against the golden file, and in what it means."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from operations.compile import compile_pipeline
+from operations.parameters import all_knobs, params_type, step_names
+
+GOLDEN = Path(__file__).parent / "golden" / "pipeline.yaml"
+EDGES = {
+    ("prepare_data", "pretrain"),
+    ("prepare_data", "co_cluster"),
+    ("prepare_data", "finetune_metric"),
+    ("prepare_data", "finetune_softmax"),
+    ("prepare_data", "evaluate"),
+    ("pretrain", "co_cluster"),
+    ("pretrain", "evaluate"),
+    ("co_cluster", "finetune_metric"),
+    ("co_cluster", "evaluate"),
+    ("finetune_metric", "finetune_softmax"),
+    ("finetune_metric", "evaluate"),
+    ("finetune_softmax", "evaluate"),
+    ("finetune_softmax", "promote"),
+    ("evaluate", "promote"),
+}
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return yaml.safe_load(compile_pipeline(tmp_path_factory.mktemp("compiled") / "pipeline.yaml").read_text())
+
+
+def tasks(compiled: dict[str, Any]) -> dict[str, Any]:
+    return {name.replace("-", "_"): task for name, task in compiled["root"]["dag"]["tasks"].items()}
+
+
+def test_is_the_golden_pipeline(tmp_path: Path) -> None:
+    text = compile_pipeline(tmp_path / "pipeline.yaml", pinned=False).read_text()
+    assert text == GOLDEN.read_text(), (
+        "the compiled pipeline changed; if it should, run `make golden` and review the diff"
+    )
+
+
+def test_every_step_is_a_task_and_feeds_the_next(compiled: dict[str, Any]) -> None:
+    assert sorted(tasks(compiled)) == step_names()
+    edges = {
+        (artifact["taskOutputArtifact"]["producerTask"].replace("-", "_"), consumer)
+        for consumer, task in tasks(compiled).items()
+        for artifact in task["inputs"].get("artifacts", {}).values()
+    }
+    assert edges == EDGES
+
+
+def test_every_knob_is_a_parameter_that_reaches_its_steps(compiled: dict[str, Any]) -> None:
+    parameters = compiled["root"]["inputDefinitions"]["parameters"]
+    assert set(parameters) == set(all_knobs())
+    for step, task in tasks(compiled).items():
+        for name in params_type(step).__dataclass_fields__:
+            assert task["inputs"]["parameters"][name] == {"componentInputParameter": name}
+    assert all(parameter.get("description") for parameter in parameters.values())
+
+
+def test_all_but_promote_may_come_from_a_cache(compiled: dict[str, Any]) -> None:
+    cached = {step for step, task in tasks(compiled).items() if task["cachingOptions"].get("enableCache")}
+    assert cached == set(step_names()) - {"promote"}
+
+
+def test_every_image_has_a_tag_of_its_code(compiled: dict[str, Any]) -> None:
+    images = [executor["container"]["image"] for executor in compiled["deploymentSpec"]["executors"].values()]
+    assert len(images) == 7
+    for image in images:
+        name, _, tag = image.partition(":")
+        assert name in {"rankone-data", "rankone-training", "rankone-evaluation", "rankone-registry"}
+        assert len(tag) == 12
+
+
+def test_given_values_become_defaults(tmp_path: Path) -> None:
+    path = compile_pipeline(tmp_path / "pipeline.yaml", {"dimension": 128, "channels": (8, 8, 8)})
+    parameters = yaml.safe_load(path.read_text())["root"]["inputDefinitions"]["parameters"]
+    assert parameters["dimension"]["defaultValue"] == 128
+    assert parameters["channels"]["defaultValue"] == [8, 8, 8]
