@@ -32,8 +32,8 @@ def main() -> None:
     print(f"{options.images:,} x {options.dimension}, best of {options.runs}, {torch.get_num_threads()} threads")
     for name, wall, cpu in (("ours", 0, 1), ("faiss IndexFlatIP", 3, 4)):
         print(f"  {name:18} {min(run[wall] for run in runs):8.3f} s wall {min(run[cpu] for run in runs):8.3f} s CPU")
-    wall, cpu = (min(run[i + 3] for run in runs) / min(run[i] for run in runs) for i in (0, 1))
-    print(f"  faiss / ours       {wall:8.2f}   wall {cpu:8.2f}   CPU")
+    ratios = [min(run[i + 3] for run in runs) / min(run[i] for run in runs) for i in (0, 1)]
+    print(f"  faiss / ours       {ratios[0]:8.2f}   wall {ratios[1]:8.2f}   CPU")
     print(f"  equal neighbours   {(runs[0][2] == runs[0][5]).mean():8.3%}")
 
 

@@ -87,16 +87,14 @@ def measure_classes(features: Tensor, labels: Tensor) -> ClassFacts:
 
 
 LARGE_GAP = 1.0
-FEW_IMAGES = 50
 
 
 def choose_loss(facts: ClassFacts, asked: str = "auto") -> Choice:
     """The loss for a set: classification where the gaps between classes are small, a metric loss where they are large.
 
     Small gaps (below LARGE_GAP: another class's centre is nearer than the own images are to theirs): the normalised
-    softmax, which compares every image with all classes at once. Large gaps: what is left to learn is order among
-    images, and a metric loss is taken: multi-similarity; with fewer than FEW_IMAGES a class, where pairs of a batch
-    repeat themselves, proxy-anchor.
+    softmax, which compares every image with all classes at once. Large gaps: proxy-anchor, a metric loss that orders
+    images by class against one proxy each, and so needs no luck in the pairs of a batch.
 
     Args:
         facts: of the training images.
@@ -111,14 +109,12 @@ def choose_loss(facts: ClassFacts, asked: str = "auto") -> Choice:
         return Choice(asked, f"loss {asked}: asked for; {seen}.", asdict(facts))
     if facts.gap < LARGE_GAP:
         value, rule = "normalised_softmax", f"gap below {LARGE_GAP:g}: a classification loss"
-    elif facts.images_per_class_median < FEW_IMAGES:
-        value, rule = "proxy_anchor", f"gap of {LARGE_GAP:g} or more, under {FEW_IMAGES} images a class: a proxy loss"
     else:
-        value, rule = "multi_similarity", f"gap of {LARGE_GAP:g} or more: a metric loss"
+        value, rule = "proxy_anchor", f"gap of {LARGE_GAP:g} or more: a metric loss"
     return Choice(value, f"loss {value}: {seen}; {rule}.", asdict(facts))
 
 
-LEARNING_RATE_AT_256 = 0.1
+LEARNING_RATE_AT_256 = 0.05
 BATCH_AT_256 = 128
 DIMENSION_EXPONENT = 0.5
 
@@ -126,7 +122,7 @@ DIMENSION_EXPONENT = 0.5
 def choose_learning_rate(dimension: int, batch_size: int = BATCH_AT_256, asked: str = "auto") -> Choice:
     """The peak rate of SGD with momentum for an embedding of d dimensions.
 
-    rate = 0.1 * (d / 256) ** 0.5 * (batch / 128) ** 0.5. The loss sees the embedding normalised, so a gradient falls
+    rate = 0.05 * (d / 256) ** 0.5 * (batch / 128) ** 0.5. The loss sees the embedding normalised, so a gradient falls
     with the embedding's length, which grows with the root of d: the rate makes up for it. The root of the batch keeps
     the noise of a step the same.
 

@@ -30,7 +30,8 @@ def class_bootstrap_interval(
     """Two-sided percentile interval of the share of right answers, with whole classes drawn again.
 
     Queries of one class succeed and fail together, so drawing queries one by one makes the interval too narrow (1.21
-    times on CIFAR-100). Each resample draws as many classes as there are, with replacement, and takes all their queries.
+    times on CIFAR-100). Each resample draws as many classes as there are, with replacement, and takes all their
+    queries.
     Classes with equal counts are drawn as one lot, which changes nothing but the time.
 
     Args:

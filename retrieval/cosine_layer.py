@@ -6,7 +6,7 @@ from torch.nn.functional import cross_entropy, linear, normalize
 
 
 class CosineLayer(nn.Module):
-    """Logits are scale * cosine(embedding, class weight) (Wang et al. 2017), under smoothed labels (Szegedy et al. 2016).
+    """Logits are scale * cosine(embedding, class weight) (Wang et al. 2017), with smoothed labels (Szegedy 2016).
 
     A plain linear layer also uses the embedding's length, which retrieval by cosine throws away.
     """

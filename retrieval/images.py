@@ -1,6 +1,7 @@
 """One picture from its bytes to RGB of the store's size: bounded, checked, and every colour mode handled on purpose."""
 
 import hashlib
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from io import BytesIO
 
 import numpy as np
+import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
@@ -24,6 +26,7 @@ TRANSPOSED = {  # how to undo each value of it
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+STRAY_BYTES = 16  # that a JPEG may carry between its data and the next marker
 DETAIL_KEPT = 2  # a large JPEG is decoded at 1/2, 1/4 or 1/8, with at least so many pixels for one of the store
 
 
@@ -91,8 +94,7 @@ def bounded(limits: Limits) -> Iterator[None]:
 def decode(content: bytes, limits: Limits, image_size: int) -> Picture:
     """One picture from the bytes of a file; call it inside `bounded`.
 
-    Of an animated picture the first frame is taken. Damage that the format cannot show, a changed byte inside JPEG
-    data, goes unseen.
+    Of an animated picture the first frame is taken.
 
     Args:
         content: JPEG, PNG, WebP, BMP, GIF or TIFF, told by content, not by name.
@@ -104,14 +106,14 @@ def decode(content: bytes, limits: Limits, image_size: int) -> Picture:
     """
     if len(content) > limits.max_bytes:
         raise RefusedImageError("too_large", f"more than {limits.max_bytes:,} bytes")
+    if content.startswith(b"\xff\xd8\xff"):
+        return _decode_jpeg(content, limits, image_size)
     image = _open(content, limits)
-    width, height = image.size
-    _check_size(width, height, limits)
+    _check_size(*image.size, limits)
     try:
         if image.format == "PNG":
             Image.open(BytesIO(content), formats=["PNG"]).verify()  # checksums, which decoding skips
-        animated = image.format != "JPEG" and getattr(image, "is_animated", False)
-        image.draft(None, (DETAIL_KEPT * image_size,) * 2)
+        animated = getattr(image, "is_animated", False)
         image.load()
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise _too_many_pixels(limits) from error
@@ -119,10 +121,7 @@ def decode(content: bytes, limits: Limits, image_size: int) -> Picture:
         raise _damaged(content, str(error)) from error
     rgb, notes = _to_rgb(image)
     rgb, turned = _upright(image, rgb)
-    if turned == "turned_sideways":
-        width, height = height, width
-    notes += ((turned,) if turned else ()) + (("first_frame",) if animated else ())
-    return Picture(rgb, width, height, notes)
+    return Picture(rgb, *rgb.size, notes + turned + (("first_frame",) if animated else ()))
 
 
 def from_array(pixels: np.ndarray, limits: Limits) -> Picture:
@@ -161,6 +160,56 @@ def _open(content: bytes, limits: Limits) -> Image.Image:
         raise _damaged(content, f"begins like {name} and has no readable header") from error
     except Exception as error:
         raise _damaged(content, str(error)) from error
+
+
+def _decode_jpeg(content: bytes, limits: Limits, image_size: int) -> Picture:
+    """A JPEG by libjpeg-turbo with its warnings of damage, which Pillow swallows; metadata and CMYK are left to Pillow."""
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
+    except ValueError as error:
+        raise _damaged(content, "begins like JPEG and has no readable header") from error
+    _check_size(width, height, limits)
+    scale = max(
+        factor for factor in (1, 2, 4, 8) if factor == 1 or min(width, height) >= factor * DETAIL_KEPT * image_size
+    )
+    smallest = {"min_width": -(-width // scale), "min_height": -(-height // scale)}
+    notes: tuple[str, ...] = ("grey",) if colours == "Gray" else ()
+    space = "CMYK" if colours in ("CMYK", "YCCK") else "RGB"
+    pixels, odd = _jpeg_pixels(content, space, smallest)
+    notes += odd
+    has_metadata = b"Exif\0" in content or b"ns.adobe.com/xap" in content
+    image = _open(content, limits) if has_metadata or space == "CMYK" else None
+    if image is not None and space == "CMYK":  # Pillow knows which programs write it inverted
+        rgb, converted = _to_rgb(image)
+        notes += converted
+    else:
+        rgb = Image.fromarray(pixels)
+    if image is not None:
+        rgb, turned = _upright(image, rgb)
+        width, height = (height, width) if "turned_sideways" in turned else (width, height)
+        notes += turned
+    return Picture(rgb, width, height, notes)
+
+
+def _jpeg_pixels(content: bytes, space: str, smallest: dict[str, int]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The pixels, and a note when libjpeg warned of something that leaves them alone."""
+    try:
+        return simplejpeg.decode_jpeg(content, space, **smallest), ()
+    except ValueError as error:
+        if not _is_harmless(str(error)):
+            raise _damaged(content, str(error)) from error
+    try:
+        return simplejpeg.decode_jpeg(content, space, strict=False, **smallest), ("odd_jpeg",)
+    except ValueError as error:
+        raise _damaged(content, str(error)) from error
+
+
+def _is_harmless(warning: str) -> bool:
+    """Whether the warning is about markers or a few stray bytes; many left over show that decoding lost its way."""
+    stray = re.search(r"(\d+) extraneous bytes", warning)
+    if stray:
+        return int(stray[1]) <= STRAY_BYTES
+    return not ("Corrupt" in warning or "Premature" in warning)
 
 
 def _check_size(width: int, height: int, limits: Limits) -> None:
@@ -218,14 +267,14 @@ def _from_16_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(((deep * 255 + 32767) // 65535).astype(np.uint8))
 
 
-def _upright(image: Image.Image, rgb: Image.Image) -> tuple[Image.Image, str]:
+def _upright(image: Image.Image, rgb: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
     """Turn the picture as its EXIF orientation says; says what it did. Unreadable EXIF turns nothing, and is noted."""
     if image.format != "TIFF" and not {"exif", "xmp", "XML:com.adobe.xmp"} & set(image.info):
-        return rgb, ""
+        return rgb, ()
     try:
         orientation = image.getexif().get(ORIENTATION, 1)
     except Exception:  # made-up metadata raise whatever they trip over
-        return rgb, "unreadable_exif"
+        return rgb, ("unreadable_exif",)
     if orientation not in TRANSPOSED:
-        return rgb, ""
-    return rgb.transpose(TRANSPOSED[orientation]), "turned_sideways" if orientation >= 5 else "turned"
+        return rgb, ()
+    return rgb.transpose(TRANSPOSED[orientation]), ("turned_sideways" if orientation >= 5 else "turned",)

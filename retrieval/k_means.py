@@ -1,10 +1,13 @@
 """Spherical k-means: directions grouped by cosine, the same clusters for the same seed."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import faiss
 import numpy as np
 
+SMALL_WORK = 100_000_000  # products of one assignment
 SEEDING_ROWS = 8_192  # candidates for first centres; more gave no lower inertia
 
 
@@ -21,13 +24,13 @@ class KMeans:
     inertia: float
 
     def assign(self, rows: np.ndarray) -> np.ndarray:
-        """The cluster of each row, (b,) int64: the centre of largest cosine; -1 for a row of zeros, which has no direction."""
+        """The cluster of each row, (b,) int64: the centre of largest cosine; -1 for a row of zeros."""
         clusters = np.argmax(np.asarray(rows, np.float32) @ self.centres.T, axis=1)
         return np.where(np.any(rows, axis=1), clusters, -1).astype(np.int64)
 
 
 def spherical_k_means(rows: np.ndarray, clusters: int, seed: int, iterations: int = 25, restarts: int = 3) -> KMeans:
-    """Group directions by cosine (Dhillon & Modha 2001): k-means++ seeding, faiss iterations, the best of some restarts.
+    """Group directions by cosine (Dhillon & Modha 2001): k-means++ seeds, faiss iterations, the best of some restarts.
 
     Args:
         rows: (n, d) float, any scale; normalised here. Rows of zeros have no direction and are left out.
@@ -67,9 +70,22 @@ def _lloyd(directions: np.ndarray, first_centres: np.ndarray, iterations: int) -
         min_points_per_centroid=1,
         max_points_per_centroid=len(directions),  # never subsampled
     )
-    lloyd.train(directions, init_centroids=first_centres)
-    similarity, _ = lloyd.index.search(directions, 1)
+    with _threads_for(directions.size * clusters):
+        lloyd.train(directions, init_centroids=first_centres)
+        similarity, _ = lloyd.index.search(directions, 1)
+    assert lloyd.centroids is not None
     return KMeans(normalised(lloyd.centroids), float(2 * len(directions) - 2 * similarity.sum(dtype=np.float64)))
+
+
+@contextmanager
+def _threads_for(products: int) -> Iterator[None]:
+    """One thread for work so small that waking the others takes longer than they save."""
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(threads if products > SMALL_WORK else 1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(threads)
 
 
 def _spread_seeds(directions: np.ndarray, clusters: int, random: np.random.Generator) -> np.ndarray:

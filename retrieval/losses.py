@@ -1,4 +1,4 @@
-"""The losses that draw images of one class together: pure functions of a batch, one table, one module that owns proxies.
+"""The losses that draw images of one class together: functions of a batch, one table, one module that owns proxies.
 
 All work on cosines of the normalised embeddings, so their scale does not matter, and in float32 even under autocast.
 To add a loss: write the function, add its name to LOSSES; the parametrised tests already cover it.
@@ -35,8 +35,8 @@ def contrastive(
 ) -> Tensor:
     """Pull pairs of a class nearer than one margin and push others beyond another. After Hadsell et al., CVPR 2006.
 
-    Differs from the paper: distances between normalised embeddings are not squared, positives have a margin too, and the
-    means are over the pairs that violate theirs, positive and negative apart (Musgrave et al., ECCV 2020).
+    Differs from the paper: distances between normalised embeddings are not squared, positives have a margin too, and
+    the means are over the pairs that violate theirs, positive and negative apart (Musgrave et al., ECCV 2020).
 
     Args:
         embeddings: (b, d).
@@ -205,7 +205,8 @@ class MetricObjective(nn.Module):
     def _check(self, labels: Tensor) -> None:
         if labels.dtype != torch.int64 or int(labels.min()) < 0 or int(labels.max()) >= self.classes:
             raise ValueError(
-                f"Labels are {labels.dtype} from {labels.min()} to {labels.max()}; give int64 from 0 to {self.classes - 1}."
+                f"Labels are {labels.dtype} from {labels.min()} to {labels.max()}; "
+                f"give int64 from 0 to {self.classes - 1}."
             )
         if not self.loss.uses_proxies:
             refuse_without_positives(labels)
@@ -215,8 +216,8 @@ def refuse_without_positives(labels: Tensor) -> None:
     """Raise ValueError when no two labels of a batch are equal: a loss of pairs would learn nothing or be undefined."""
     if len(labels.unique()) == len(labels):
         raise ValueError(
-            f"None of the {len(labels)} images of the batch shares its class with another; a loss of pairs needs at least "
-            "2 images of a class in a batch to form a positive pair. Draw batches with images_per_class >= 2."
+            f"None of the {len(labels)} images of the batch shares its class with another; a loss of pairs needs at "
+            "least 2 images of a class in a batch to form a positive pair. Draw batches with images_per_class >= 2."
         )
 
 

@@ -1,6 +1,7 @@
 """Measures how well images find their like: from embeddings and a dataset to the numbers of an evaluation."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -28,14 +29,28 @@ CURVE_POINTS = 160
 Embed = Callable[[np.ndarray], Tensor]  # rows of the dataset (m,) -> their embeddings (m, d)
 
 
+@dataclass(frozen=True)
+class Options:
+    """How to measure.
+
+    Attributes:
+        acceptance: precision that the similarity threshold must give on validation queries.
+        resamples: of the class bootstrap.
+        seed: of the class bootstrap.
+        device: where similarities are computed.
+    """
+
+    acceptance: float = 0.9
+    resamples: int = 2000
+    seed: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+
 def judge(
     stages: Mapping[str, Embed],
     dataset: Dataset,
     model_digest: str,
-    device: torch.device,
-    acceptance: float = 0.9,
-    resamples: int = 2000,
-    seed: int = 0,
+    options: Options,
 ) -> tuple[Evaluation, pa.Table]:
     """Measure every stage on the test images, and the last one, the model, in full.
 
@@ -43,17 +58,14 @@ def judge(
         stages: what gives the embeddings after each step, in their order.
         dataset: the images.
         model_digest: of the last stage's model.
-        device: where similarities are computed.
-        acceptance: precision that the similarity threshold must give on validation queries.
-        resamples: of the class bootstrap.
-        seed: of the class bootstrap.
+        options: how to measure.
 
     Returns:
         The evaluation; the table of evaluation.QUERY_SCHEMA.
     """
     measured = []
     for name, embed in stages.items():
-        stage, among, embeddings = measure_stage(name, embed, dataset, device, resamples, seed)
+        stage, among, embeddings = measure_stage(name, embed, dataset, options)
         measured.append(stage)
         to_train = "" if stage.recall_at_1_to_train is None else f", to train {stage.recall_at_1_to_train:.4f}"
         print(f"{name}: R@1 among the test images {stage.recall_at_1:.4f}{to_train}", flush=True)
@@ -76,7 +88,7 @@ def judge(
         macro_recall_at_1=among.macro_recall_at_1,
         pessimistic_recall_at_1=among.pessimistic_recall_at_1,
         ties=among.ties,
-        threshold=measure_acceptance(embed, dataset, among, acceptance, device),
+        threshold=measure_acceptance(embed, dataset, among, options),
         stages=tuple(measured),
         recall_by_class=recalls,
         model_digest=model_digest,
@@ -105,7 +117,7 @@ def protocol(dataset: Dataset) -> str:
 
 
 def measure_stage(
-    name: str, embed: Embed, dataset: Dataset, device: torch.device, resamples: int = 2000, seed: int = 0
+    name: str, embed: Embed, dataset: Dataset, options: Options
 ) -> tuple[Stage, RetrievalMetrics, Tensor]:
     """How well the test images are found by the embeddings of one stage.
 
@@ -113,9 +125,7 @@ def measure_stage(
         name: of the stage.
         embed: gives the embeddings of rows.
         dataset: its test rows are the queries; its training rows a second gallery where they share classes.
-        device: where similarities are computed.
-        resamples: of the class bootstrap.
-        seed: of the class bootstrap.
+        options: how to measure.
 
     Returns:
         The stage's numbers; all that was measured among the test images; their embeddings (m, d).
@@ -123,7 +133,7 @@ def measure_stage(
     Raises:
         ValueError: no two test images have a class in common.
     """
-    rows = dataset.rows("test")
+    rows, device = dataset.rows("test"), options.device
     if not _has_pair(dataset.labels[rows]):
         raise ValueError(
             f"The {len(rows)} test images have no two of one class, so that none can be found. "
@@ -131,10 +141,8 @@ def measure_stage(
         )
     embeddings, labels = embed(rows).to(device), _labels(dataset, rows, device)
     among = retrieval_metrics(embeddings, labels)
-    correct, query_labels = _array(among.correct), dataset.labels[rows[_array(among.query_rows)]]
-    low, high = class_bootstrap_interval(
-        torch.from_numpy(correct), torch.from_numpy(query_labels), resamples=resamples, seed=seed
-    )
+    queried = dataset.labels[rows[among.query_rows]]
+    low, high = class_bootstrap_interval(among.correct, queried, options.resamples, seed=options.seed)
     to_train = None
     if shares_classes(dataset):
         gallery = dataset.rows("train")
@@ -144,35 +152,32 @@ def measure_stage(
     return Stage(name, among.recall_at_1, low, high, to_train, among.map_at_r, dimension), among, embeddings
 
 
-def measure_acceptance(
-    embed: Embed, dataset: Dataset, test: RetrievalMetrics, level: float, device: torch.device
-) -> Acceptance:
-    """Choose the similarity from which answers are right at `level`, on validation alone, and measure it on test.
+def measure_acceptance(embed: Embed, dataset: Dataset, test: RetrievalMetrics, options: Options) -> Acceptance:
+    """Choose the similarity from which answers may be trusted, on validation alone, and measure it on test.
 
     Validation images are searched among the other validation images. Where no two have a class in common there is
     nothing to choose on, and the level counts as not reached.
     """
-    rows = dataset.rows("validation")
-    similarity, correct = _array(test.similarity), _array(test.correct)
-    test_curve = trade(similarity, correct)
+    rows, level, device = dataset.rows("validation"), options.acceptance, options.device
+    test_curve = trade(test.similarity, test.correct)
     if not _has_pair(dataset.labels[rows]):
         return Acceptance(level, False, None, 0, None, 0.0, None, 0.0, (), test_curve)
     validation = retrieval_metrics(embed(rows).to(device), _labels(dataset, rows, device))
-    seen = _array(validation.similarity), _array(validation.correct)
+    curve = trade(validation.similarity, validation.correct)
     chosen = acceptance_threshold(validation.similarity, validation.correct, level)
     if chosen.value is None:
-        return Acceptance(level, False, None, len(seen[0]), None, 0.0, None, 0.0, trade(*seen), test_curve)
+        return Acceptance(level, False, None, validation.queries, None, 0.0, None, 0.0, curve, test_curve)
     precision, coverage = precision_at(test.similarity, test.correct, chosen.value)
     return Acceptance(
         level=level,
         reached=True,
         value=chosen.value,
-        validation_queries=len(seen[0]),
+        validation_queries=validation.queries,
         validation_precision=chosen.precision,
         validation_coverage=chosen.coverage,
-        precision=precision if coverage > 0 else None,
+        precision=precision,
         coverage=coverage,
-        validation_curve=trade(*seen),
+        validation_curve=curve,
         test_curve=test_curve,
     )
 
@@ -207,21 +212,21 @@ def query_table(embeddings: Tensor, dataset: Dataset, test: RetrievalMetrics) ->
         test: what `retrieval_metrics` measured of the same embeddings.
     """
     rows = dataset.rows("test")
-    queries = _array(test.query_rows)
+    queries = test.query_rows
     itself = torch.arange(len(rows), device=embeddings.device)
     asked = itself[torch.from_numpy(queries).to(embeddings.device)]
     similarities, found = nearest(embeddings[asked], embeddings, min(NEIGHBOURS, len(rows) - 1), exclude=asked)
-    first = rows[_array(test.nearest)]
+    first = rows[test.nearest]
     columns = {
         "query": rows[queries],
         "label": dataset.labels[rows[queries]],
         "class_name": [dataset.class_names[label] for label in dataset.labels[rows[queries]]],
         "nearest": first,
         "nearest_label": dataset.labels[first],
-        "similarity": _array(test.similarity),
-        "correct": _array(test.correct),
-        "neighbours": list(rows[_array(found)]),
-        "neighbour_similarities": list(_array(similarities)),
+        "similarity": test.similarity,
+        "correct": test.correct,
+        "neighbours": list(rows[found.cpu().numpy()]),
+        "neighbour_similarities": list(similarities.cpu().numpy()),
     }
     return pa.table({name: pa.array(columns[name], QUERY_SCHEMA.field(name).type) for name in QUERY_SCHEMA.names})
 
@@ -245,7 +250,3 @@ def _has_pair(labels: np.ndarray) -> bool:
 
 def _labels(dataset: Dataset, rows: np.ndarray, device: torch.device) -> Tensor:
     return torch.from_numpy(dataset.labels[rows]).to(device)
-
-
-def _array(values: Tensor | np.ndarray) -> np.ndarray:
-    return values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)

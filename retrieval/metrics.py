@@ -67,8 +67,8 @@ def retrieval_metrics(
 ) -> RetrievalMetrics:
     """Measure every row as a query: against all other rows, or against a gallery of other images.
 
-    Order and ties are those of `neighbours.nearest`. A query without another image of its class is left out and counted;
-    it stays in the gallery.
+    Order and ties are those of `neighbours.nearest`. A query without another image of its class is left out and
+    counted; it stays in the gallery.
 
     Args:
         embeddings: (n, d) float, any scale; rows are normalised here.
@@ -108,7 +108,7 @@ def recall_at_1(
     gallery_embeddings: Tensor | None = None,
     gallery_labels: Tensor | np.ndarray | None = None,
 ) -> float:
-    """Share of queries whose nearest image is of their class: `retrieval_metrics(...).recall_at_1` alone, and faster."""
+    """Share of queries whose nearest image is of their class: `retrieval_metrics(...).recall_at_1` alone, faster."""
     task = _Task(embeddings, labels, gallery_embeddings, gallery_labels)
     indices = nearest(task.embeddings, task.gallery, 1, task.itself)[1][task.query_rows, 0]
     return float((task.gallery_labels[indices] == task.labels[task.query_rows]).double().mean())
@@ -144,7 +144,7 @@ class _Task:
         self.query_rows = self.positives.nonzero()[:, 0]
         if not len(self.query_rows):
             raise ValueError(
-                f"None of {len(self.labels)} queries has another image of its class to retrieve; recall is not defined. "
+                f"None of {len(self.labels)} queries has another image of its class to retrieve; recall is undefined. "
                 "Check the labels, or measure with more images of a class."
             )
 

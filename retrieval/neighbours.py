@@ -1,7 +1,7 @@
 """Exact nearest neighbours by cosine similarity: tiles of float32 products, proven by float64 where it matters.
 
-A float32 score differs from the exact one by less than `score_error`. So the images whose score lies within that error of
-the best are the only ones that can be the answer: they alone are scored again in float64. Where too many lie there
+A float32 score differs from the exact one by less than `score_error`. So the images whose score lies within that error
+of the best are the only ones that can be the answer: they alone are scored again in float64. Where too many lie there
 (duplicates, rows of zeros), all scores of that query are computed in float64.
 """
 
@@ -82,9 +82,8 @@ def score_error(dimension: int, device: torch.device) -> float:
     summation (Higham, Accuracy and Stability, 2002, section 3.1); rounding the vectors themselves adds 2 u. Where
     float32 products may run on TF32 or bfloat16 units, both factors lose up to 2^-8 first.
     """
-    reduced = torch.get_float32_matmul_precision() != "highest"
-    if device.type == "cuda":
-        reduced = reduced or torch.backends.cuda.matmul.fp32_precision not in ("ieee", "none")
+    units = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
+    reduced = units.matmul.fp32_precision not in ("none", "ieee")
     unit = 2.0**-22 if reduced else 2.0**-24
     return 1.01 * ((dimension + 4) * unit + (2.0**-7 if reduced else 0.0))
 
@@ -259,8 +258,8 @@ def _keep_two(best: Tensor, segment: Tensor, start: int, maxima: Tensor, first_s
 def _order(similarities: Tensor, indices: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The first k of candidates (b, m) by the rule of `nearest`; the candidates hold every possible answer.
 
-    Sorted similarities fall into chains whose links are at most TIE. The rule never leaves a chain before it is used up,
-    and within a chain no longer than TIE it is the order of the indices. Rows with a longer chain go hit by hit.
+    Sorted similarities fall into chains whose links are at most TIE. The rule never leaves a chain before it is used
+    up, and within a chain no longer than TIE it is the order of the indices. Rows with a longer chain go hit by hit.
     """
     indices, by_index = indices.sort(1)
     similarities = similarities.gather(1, by_index)
@@ -302,7 +301,8 @@ def _check(queries: Tensor, gallery: Tensor, k: int, exclude: Tensor | None) -> 
     if exclude is not None:
         if exclude.shape != (len(queries),) or exclude.dtype != torch.int64:
             raise ValueError(
-                f"exclude is {tuple(exclude.shape)} {exclude.dtype}; it must be one int64 for each of {len(queries)} queries."
+                f"exclude is {tuple(exclude.shape)} {exclude.dtype}; "
+                f"it must be one int64 for each of {len(queries)} queries."
             )
         if (outside := (exclude < -1) | (exclude >= len(gallery))).any():
             raise ValueError(f"exclude holds {int(exclude[outside][0])}; it must be -1 or below {len(gallery)}.")
@@ -310,5 +310,6 @@ def _check(queries: Tensor, gallery: Tensor, k: int, exclude: Tensor | None) -> 
     if not 1 <= k <= len(gallery) - excluding:
         itself = " when it excludes one" if excluding else ""
         raise ValueError(
-            f"k is {k}; a query has {len(gallery) - excluding} images of the gallery to retrieve{itself}: choose k from 1 to that."
+            f"k is {k}; a query has {len(gallery) - excluding} images of the gallery to retrieve{itself}: "
+            "choose k from 1 to that."
         )

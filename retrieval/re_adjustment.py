@@ -1,4 +1,7 @@
-"""Re-adjustment of features: drawn lightly towards the centre of their cluster, as far as validation images gain by it."""
+"""Re-adjustment of features: drawn lightly towards the centre of their cluster, as far as validation images gain by it.
+
+The features come half-whitened from their integration (retrieval/integration.py); whitening them again loses R@1.
+"""
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,51 +12,7 @@ import numpy as np
 from retrieval.k_means import normalised
 
 STRENGTHS = (0.05, 0.1, 0.15, 0.2, 0.3)  # tried by "auto", beside 0; from 0.3 on R@1 fell
-LEAST_VARIANCE = 1e-9  # of the largest: directions with less are rounding, and whitening would make them loud
 NONE, CO_CLUSTERING, K_MEANS = "none", "co-clustering", "k-means"
-
-
-@dataclass(frozen=True)
-class Whitening:
-    """Signed root -> L2 -> half PCA whitening -> L2.
-
-    Attributes:
-        mean: (d,) float32, of the fitted rows after root and L2.
-        projection: (d, m) float32: principal directions, each divided by the fourth root of its variance.
-    """
-
-    mean: np.ndarray
-    projection: np.ndarray
-
-    def __call__(self, features: np.ndarray) -> np.ndarray:
-        """(b, d) -> (b, m) float32, rows of length 1."""
-        return normalised((signed_root(features) - self.mean) @ self.projection)
-
-
-def signed_root(features: np.ndarray) -> np.ndarray:
-    """Square root of the size, with the sign kept, then L2: tames bursts (Jegou & Chum, ECCV 2012)."""
-    return normalised(np.sign(features) * np.sqrt(np.abs(features)))
-
-
-def learn_whitening(batches: Iterable[np.ndarray]) -> Whitening:
-    """Learn half PCA whitening from batches (any, d) of training features; memory is d^2 and a batch.
-
-    Raises:
-        ValueError: no rows, or rows that do not vary.
-    """
-    count, total, products = 0, np.zeros(1), np.zeros((1, 1))
-    for batch in batches:
-        rows = signed_root(batch)
-        count += len(rows)
-        total = total + rows.sum(axis=0, dtype=np.float64)
-        products = products + rows.T @ rows
-    mean = total / max(count, 1)
-    variances, directions = np.linalg.eigh(products / max(count, 1) - np.outer(mean, mean))
-    kept = variances > LEAST_VARIANCE * max(variances[-1], LEAST_VARIANCE)
-    if not kept.any():
-        raise ValueError(f"{count} rows of features do not vary; there is nothing to whiten. Check the features.")
-    projection = directions[:, kept][:, ::-1] * variances[kept][::-1] ** -0.25
-    return Whitening(mean.astype(np.float32), projection.astype(np.float32))
 
 
 def cluster_centres(batches: Iterable[tuple[np.ndarray, np.ndarray]], clusters: int) -> np.ndarray:
@@ -141,6 +100,7 @@ def choose_adjustment(
             measured[way, strength] = recall_at_1(adjust(rows, grouping.assigned, grouping.centres, strength))
     by, strength = max(measured, key=lambda option: measured[option])  # the first of equals
     chosen = Adjustment(by, strength, measured, "")
-    shown = ", ".join(f"{way} {chosen.best_of(way):.4f}" for way in (NONE, *groupings))
+    best = {way: chosen.best_of(way) for way in (NONE, *groupings)}
+    shown = ", ".join(f"{way} {recall:.4f}" for way, recall in best.items() if recall is not None)
     verdict = "co-clustering beats its controls" if by == CO_CLUSTERING else "co-clustering does not beat its controls"
     return Adjustment(by, strength, measured, f"{verdict} in R@1 on validation ({shown}): {by} at strength {strength}")

@@ -14,7 +14,7 @@ from typing import Any
 
 from retrieval.gate import Evidence
 from retrieval.manifest import digest_of
-from retrieval.tracking import TrackingError, client, experiment_id, open_channel
+from retrieval.tracking import TrackingError, client, loading, open_channel
 
 CHAMPION = "champion"
 KEY = "rankone.key"  # tag that makes a second registration of the same model find the first
@@ -142,9 +142,10 @@ def _register(
     _make_registered_model(name)
     found = _of_key(name, key)
     if not found:
-        model_id = _log_model(Path(model_folder), run_id, versions)
+        logged = _log_model(Path(model_folder), run_id, versions)
         tags = tags | {KEY: key, "rankone.model_digest": model_digest}
-        mine = client().create_model_version(name, f"models:/{model_id}", run_id, tags, model_id=model_id)
+        source = logged.artifact_location  # models:/ is looked up in MLflow's global store, which may be another
+        mine = client().create_model_version(name, source, run_id, tags, model_id=logged.model_id)
         found = _of_key(name, key)
         if int(found[0].version) != int(mine.version):  # another process was first
             client().delete_model_version(name, mine.version)
@@ -194,18 +195,18 @@ def _described(found: Any) -> dict[str, Any]:
     return asdict(ModelVersion(found.name, int(found.version), found.run_id or "", dict(found.tags)))
 
 
-def _log_model(model_folder: Path, run_id: str, versions: Mapping[str, str]) -> str:
-    """Log the folder with the code that serves it as an MLflow model; its id."""
+def _log_model(model_folder: Path, run_id: str, versions: Mapping[str, str]) -> Any:
+    """Log the folder with the code that serves it as a model of the run."""
     from mlflow.models import Model
 
-    experiment = client().get_run(run_id).info.experiment_id if run_id else experiment_id()
-    logged = client().create_logged_model(experiment, name="embedder", source_run_id=run_id or None)
+    experiment = client().get_run(run_id).info.experiment_id
+    logged = client().create_logged_model(experiment, name="embedder", source_run_id=run_id)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
-        save_served_model(folder, model_folder, versions, Model(run_id=run_id or None, model_id=logged.model_id))
+        save_served_model(folder, model_folder, versions, Model(run_id=run_id, model_id=logged.model_id))
         client().log_model_artifacts(logged.model_id, str(folder))
     client().finalize_logged_model(logged.model_id, "READY")
-    return logged.model_id
+    return logged
 
 
 def save_served_model(folder: Path, model_folder: Path, versions: Mapping[str, str], mlflow_model: Any = None) -> None:
@@ -214,15 +215,17 @@ def save_served_model(folder: Path, model_folder: Path, versions: Mapping[str, s
     The code is `retrieval/served_model.py` with a copy of this library. Signature, example and requirements are given,
     so that nothing is run to find them out; torch is not imported.
     """
-    import mlflow.pyfunc
-    import pandas
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
-    from mlflow.types.schema import Array
+    with loading():
+        import mlflow.pyfunc
+        import pandas
+        from mlflow.models import ModelSignature
+        from mlflow.types import ColSpec, DataType, Schema
+        from mlflow.types.schema import Array
 
     signature = ModelSignature(
         inputs=Schema([ColSpec(DataType.string, "image")]), outputs=Schema([ColSpec(Array(DataType.double))])
     )
+    columns = pandas.Index(["image"], dtype=object)  # MLflow compares them in a way that pandas 3 warns of otherwise
     with _plain_environment():
         mlflow.pyfunc.save_model(
             str(folder),
@@ -231,7 +234,7 @@ def save_served_model(folder: Path, model_folder: Path, versions: Mapping[str, s
             code_paths=[str(SERVED_MODEL.parent)],
             pip_requirements=requirements(versions),
             signature=signature,
-            input_example=pandas.DataFrame({"image": [GREY_PNG]}),
+            input_example=pandas.DataFrame([[GREY_PNG]], columns=columns),
             mlflow_model=mlflow_model,
         )
 

@@ -1,4 +1,4 @@
-"""How a small network is drawn to features made by another: by the relations among images, not by the features themselves."""
+"""How a small network is drawn to features made by another: by the relations among images."""
 
 import torch
 from torch import Tensor, nn
@@ -6,10 +6,11 @@ from torch.nn.functional import normalize
 
 
 class Relations(nn.Module):
-    """Makes the cosines among the images of a batch those of the targets (after Park et al., CVPR 2019).
+    """Makes the cosines among the images of a batch rise and fall with the targets' (Park et al., CVPR 2019).
 
-    The loss is the squared error of the cosines of all pairs, divided by the variance of the targets' cosines: 0 when
-    all are met, 1 for a network that knows only their mean. The targets may have any number of dimensions.
+    The loss is 1 - the correlation of the two over all pairs of the batch: 0 when they agree, 1 for a network that knows
+    nothing. The targets may have any number of dimensions. A network whose embeddings all point one way, as at the
+    beginning, does not stand out by that: the squared error of the cosines would drown everything else in it.
     """
 
     targets: Tensor
@@ -34,10 +35,13 @@ class Relations(nn.Module):
 
     def forward(self, outputs: Tensor, labels: Tensor, positions: Tensor) -> Tensor:  # noqa: ARG002
         """The loss of a batch: outputs (b, d), positions (b,) int64; labels are not used."""
-        targets = self.targets[positions]
-        outputs = normalize(outputs, dim=1)
-        pairs = ~torch.eye(len(targets), dtype=torch.bool, device=targets.device)
-        wanted = targets @ targets.T
-        mean = (wanted * pairs).sum() / pairs.sum()
-        error = ((outputs @ outputs.T - wanted).square() * pairs).sum()
-        return error / ((wanted - mean).square() * pairs).sum().clamp_min(1e-6)
+        wanted = _cosines_of_pairs(self.targets[positions])
+        given = _cosines_of_pairs(normalize(outputs, dim=1))
+        wanted, given = wanted - wanted.mean(), given - given.mean()
+        return 1 - (wanted * given).sum() / (wanted.norm() * given.norm()).clamp_min(1e-6)
+
+
+def _cosines_of_pairs(rows: Tensor) -> Tensor:
+    """(b, d) of length 1 -> (b * (b - 1) / 2,)."""
+    first, second = torch.triu_indices(len(rows), len(rows), 1, device=rows.device)
+    return (rows @ rows.T)[first, second]

@@ -23,7 +23,8 @@ NEIGHBOURS_SHOWN = 5
 THUMBNAIL_PIXELS = 96  # larger pictures are shrunk to this
 LOSSLESS_PIXELS = 48  # up to this size a PNG is small enough
 CLASSES_OPEN, CLASSES_LISTED = 40, 1000
-LONGEST_TEXT, LONGEST_LIST, MOST_FACTS = 240, 8, 60
+LONGEST_TEXT, LONGEST_LIST, MOST_FACTS = 400, 8, 60
+WHY = "_why"  # ending of the fact that gives the reason of another one
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,10 @@ def render_report(
     return environment.get_template(TEMPLATE).render(
         evaluation=evaluation,
         splits=split_counts(dataset),
-        dataset_facts=list(readable(_without(dataset.manifest.facts, "class_names"))),
-        image_size=dataset.image_size,
+        settings=list(readable(dataset.report().get("settings", {"image size": dataset.image_size}))),
         choices=[choice for name, manifest in artifacts.items() for choice in choices_in(name, manifest.facts)],
-        artifacts={name: (manifest, list(readable(manifest.facts))) for name, manifest in artifacts.items()},
-        quarantine=list(readable(dataset.report())),
+        artifacts={name: (manifest, list(readable(plain(manifest.facts)))) for name, manifest in artifacts.items()},
+        quarantine=quarantine(dataset.report()),
         # the charts are made of numbers and of names that they escape
         stage_chart=Markup(stage_chart(evaluation.stages)),
         threshold_chart=Markup(threshold_chart(evaluation.threshold)),
@@ -134,17 +134,35 @@ def split_counts(dataset: Dataset) -> list[dict[str, Any]]:
 
 
 def choices_in(artifact: str, facts: Mapping[str, Any]) -> Iterator[dict[str, str]]:
-    """What a step decided by itself: every fact that has a `value` and a `why`, at any depth."""
+    """What a step decided by itself: every fact `x` that comes with a fact `x_why`, at any depth."""
     for name, fact in facts.items():
-        if isinstance(fact, Mapping) and {"value", "why"} <= set(fact):
-            yield {
-                "artifact": artifact,
-                "name": str(name).replace("_", " "),
-                "value": _text(fact["value"]),
-                "why": _shortened(str(fact["why"])),
-            }
-        elif isinstance(fact, Mapping):
+        if isinstance(fact, Mapping):
             yield from choices_in(artifact, fact)
+        elif name.endswith(WHY):
+            chosen = name.removesuffix(WHY)
+            value = _text(facts[chosen]) if chosen in facts else ""
+            yield {"artifact": artifact, "name": _spaced(chosen), "value": value, "why": _shortened(str(fact))}
+
+
+def plain(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts that no table of the page shows already: without reasons and without the names of the classes."""
+    kept = {name: fact for name, fact in facts.items() if not name.endswith(WHY) and name != "class_names"}
+    return {name: plain(fact) if isinstance(fact, Mapping) else fact for name, fact in kept.items()}
+
+
+def quarantine(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What prepare_data counted and refused, from its report: numbers, and for each reason a few of the names."""
+    reasons = [
+        {
+            "name": _spaced(reason),
+            "what": entry["what"],
+            "count": entry["count"],
+            "images": [_shortened(image["name"]) for image in entry["images"][:LONGEST_LIST]],
+        }
+        for reason, entry in report.get("quarantined", {}).items()
+    ]
+    counts = {name: report[name] for name in ("listed", "read", "kept") if name in report}
+    return {"counts": counts, "reasons": reasons, "ignored": report.get("ignored", {}).get("count", 0)}
 
 
 def readable(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -157,7 +175,7 @@ def readable(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _rows(facts: Mapping[str, Any], above: tuple[str, ...]) -> Iterable[tuple[str, str]]:
     for name, fact in facts.items():
-        path = (*above, _shortened(str(name)).replace("_", " "))
+        path = (*above, _spaced(_shortened(str(name))))
         if isinstance(fact, Mapping):
             yield from _rows(fact, path)
         elif fact is not None and fact != []:
@@ -187,8 +205,8 @@ def _shortened(text: str) -> str:
     return text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 1] + "…"
 
 
-def _without(facts: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    return {name: fact for name, fact in facts.items() if name not in names}
+def _spaced(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _picture(dataset: Dataset, row: int, similarity: float | None = None, right: bool | None = None) -> Picture:

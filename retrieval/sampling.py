@@ -106,8 +106,8 @@ def batch_shape(
     filled_images = images_per_class or batch_size // max(filled_classes, 1)
     if filled_classes < 2 or filled_images < 2:
         raise ValueError(
-            f"A batch of {batch_size} images gives {filled_classes} classes x {filled_images} images; a metric needs two "
-            "images each of two classes at least: raise batch_size."
+            f"A batch of {batch_size} images gives {filled_classes} classes x {filled_images} images; a metric needs "
+            "two images each of two classes at least: raise batch_size."
         )
     return filled_classes, filled_images
 

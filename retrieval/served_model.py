@@ -16,6 +16,7 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 
 COLUMN = "image"
 MAX_PIXELS = 40_000_000  # of one picture
+MAX_BYTES = 32 * 2**20  # of one picture's file
 MAX_PICTURES = 256  # of one request
 IMAGES_PER_BATCH = 64
 
@@ -25,9 +26,11 @@ class ImageEmbedder(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the network from the artifact `model`, on the CPU."""
-        from retrieval.models import load_model
+        from retrieval.models import load_model, read_model_manifest
 
-        self.network = load_model(Path(context.artifacts["model"]))
+        folder = Path(context.artifacts["model"])
+        self.network = load_model(folder)
+        self.resize = read_model_manifest(folder).facts.get("resize", "crop")  # as its training images were fitted
 
     def predict(
         self,
@@ -72,7 +75,7 @@ class ImageEmbedder(PythonModel):
         with bounded(limits):
             for row, text in enumerate(texts):
                 try:
-                    images[row] = np.asarray(RESIZES["crop"](decode(from_base64(text), limits, size).rgb, size))
+                    images[row] = np.asarray(RESIZES[self.resize](decode(from_base64(text), limits, size).rgb, size))
                 except RefusedImageError as error:
                     raise ValueError(
                         f"Picture {first_row + row} is refused: {error.reason}, {error.detail}."
@@ -93,7 +96,9 @@ def pictures_of(model_input: pandas.DataFrame | Iterable[Any]) -> list[Any]:
             columns = ", ".join(map(str, model_input.columns)) or "none"
             raise ValueError(f"There is no column '{COLUMN}' (columns: {columns}); put pictures in base64 there.")
         model_input = model_input[COLUMN]
-    pictures = list(model_input)
+    pictures: list[Any] = []
+    for cell in model_input:  # MLflow hands {"image": [...]} over as one row that holds the list
+        pictures += cell if isinstance(cell, list) else [cell]
     if len(pictures) > MAX_PICTURES:
         raise ValueError(f"{len(pictures)} pictures in one request; send {MAX_PICTURES} at most.")
     return pictures
@@ -107,8 +112,8 @@ def from_base64(text: Any) -> bytes:
     """
     if not isinstance(text, str):
         raise ValueError(f"it is of type {type(text).__name__}; give the file's bytes as text in base64.")
-    if len(text) > 16 * MAX_PIXELS:
-        raise ValueError(f"its text has {len(text):,} characters; no picture under the limit of pixels is as long.")
+    if len(text) > MAX_BYTES * 4 // 3 + 4:
+        raise ValueError(f"its text has {len(text):,} characters; send a file of {MAX_BYTES:,} bytes at most.")
     try:
         return base64.b64decode(text, validate=True)
     except binascii.Error as error:

@@ -157,7 +157,7 @@ def digits(location: str, options: SourceOptions) -> Source:
 
     bunch = load_digits()
     pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
-    records = [Record(f"digit-{row:04d}", str(label), "", row) for row, label in enumerate(bunch.target)]
+    records = [Record(f"digit-{row:04d}", str(label), "", ("", row)) for row, label in enumerate(bunch.target)]
     return Source(records, [], _rows_of({"": pixels}), encoded=False)
 
 
@@ -169,7 +169,7 @@ def cifar100(location: str, options: SourceOptions) -> Source:
         raise ValueError(f"Unknown cifar100_labels '{options.cifar100_labels}'; choose one of: fine, coarse.")
     names = fine_names if options.cifar100_labels == "fine" else [coarse[name] for name in fine_names]
     records = [
-        Record(f"{split}/{row:05d}", names[label], split, row)
+        Record(f"{split}/{row:05d}", names[label], split, (split, row))
         for split in ("train", "test")
         for row, label in enumerate(labels[split])
     ]
@@ -194,7 +194,8 @@ def folder(location: str, options: SourceOptions) -> Source:
 def parquet(location: str, options: SourceOptions) -> Source:
     """Parquet files with image bytes and a label.
 
-    As Hugging Face writes them too: a struct of bytes and path, class names in the metadata. The split comes from a column `split`, or from the file's path (train-00000-of-00002.parquet).
+    As Hugging Face writes them too: a struct of bytes and path, class names in the metadata. The split comes from a
+    column `split`, or from the file's path (train-00000-of-00002.parquet).
     """
     path = Path(location).expanduser()
     root = path.parent if path.is_file() else path
@@ -323,11 +324,11 @@ def _parts(records: Sequence[Record], size: int) -> Iterator[Sequence[Record]]:
 
 
 def _rows_of(arrays: dict[str, np.ndarray]) -> Callable[[Sequence[Record], int], Iterator[Contents]]:
-    """Batches of pixels from one array a split."""
+    """Batches of pixels from arrays by name."""
 
     def batches(chosen: Sequence[Record], size: int) -> Iterator[Contents]:
         for part in _parts(chosen, size):
-            yield Values([arrays[record.split][record.where] for record in part])
+            yield Values([arrays[array][row] for array, row in (record.where for record in part)])
 
     return batches
 

@@ -1,6 +1,6 @@
 """Which images are trained on, chosen on and tested on: the source's own split, stratified, or by classes.
 
-Every choice is by the rank of a hash of seed and content, so it does not depend on the order of the images, and one more
+Every choice is by the rank of a hash of seed and content, so the order of the images does not matter, and one more
 class moves no image of another.
 """
 

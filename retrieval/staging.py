@@ -137,6 +137,7 @@ def _in_processes(
 ) -> Iterator[list[Seen]]:
     """Results in order, with a few batches under way for each process."""
     context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["retrieval.staging"])
     with ProcessPoolExecutor(processes, mp_context=context, initializer=_begin_process) as pool:
         under_way: deque[Future[list[Seen]]] = deque()
         try:

@@ -18,6 +18,7 @@ import socket
 import tempfile
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -353,6 +354,23 @@ def experiment_id() -> str:
     return found.experiment_id
 
 
+@contextlib.contextmanager
+def loading() -> Iterator[None]:
+    """Keep quiet what MLflow says of itself: telemetry, bars, a line a migration, deprecations of its own making."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    for name in ("mlflow.store", "mlflow.pyfunc", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)  # warns that uv's environments have no pip
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The ``noload`` loader strategy", DeprecationWarning)  # by SQLAlchemy 2.1
+        warnings.filterwarnings(
+            "ignore", ".*Any type hint is inferred as AnyType", UserWarning
+        )  # mlflow.types.responses
+        yield
+
+
 def circumstances() -> dict[str, str]:
     """What a run ran on and with, as tags: host, platform, versions. Imports nothing."""
     versions = {}
@@ -388,23 +406,23 @@ _PARENT = "mlflow.parentRunId"
 
 @functools.cache
 def _client_of(uri: str) -> Any:
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    from mlflow.tracking import MlflowClient
+    with loading():
+        from mlflow.tracking import MlflowClient
 
-    return MlflowClient(uri, os.environ.get("MLFLOW_REGISTRY_URI") or uri)
+        opened = MlflowClient(uri, os.environ.get("MLFLOW_REGISTRY_URI") or uri)
+        opened.search_experiments(max_results=1)  # opens the store
+    return opened
 
 
 def _make_store(database: Path) -> None:
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
     making = database.with_suffix(".making")
     making.unlink(missing_ok=True)  # left by a process that was killed
-    for name in ("mlflow.store.db.utils", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # else one line a migration
-    store = SqlAlchemyStore(f"sqlite:///{making}", _artifact_location())
-    store.create_experiment(EXPERIMENT, _artifact_location(), [])
-    store._dispose_engine()
+    with loading():
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+        store = SqlAlchemyStore(f"sqlite:///{making}", _artifact_location())
+        store.create_experiment(EXPERIMENT, _artifact_location(), [])
+        store._dispose_engine()
     making.rename(database)
 
 

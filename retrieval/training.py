@@ -57,7 +57,7 @@ class Schedule:
     learning_rate: float
     weight_decay: float = 5e-4
     momentum: float = 0.9
-    warmup_fraction: float = 0.1
+    warmup_fraction: float = 0.2
     shape: str = "cosine"
 
     def __post_init__(self) -> None:

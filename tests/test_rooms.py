@@ -111,6 +111,7 @@ def test_the_declared_artifacts_are_the_steps_arguments(step: str) -> None:
     arguments = artifact_arguments(getattr(importlib.import_module(f"components.{step}.step"), step))
     knobs = {field.name for field in dataclasses.fields(params_type(step))}
     inputs = {name for name, kind in arguments.items() if kind is InputPath}
+    assert not knobs & set(arguments), "a knob and an artifact of one name are one option of the command line"
     assert set(component.component_spec.inputs or {}) - knobs == inputs
     assert set(component.component_spec.outputs or {}) == set(arguments) - inputs
     assert component.component_spec.name == step.replace("_", "-")

@@ -1,6 +1,5 @@
 """Measures the test images after every stage, finds the similarity to trust, and writes the report."""
 
-import tempfile
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -10,13 +9,13 @@ import torch
 
 from components.evaluate.params import Params
 from components.launch import InputPath, OutputPath, Outputs, Scalar, launch
-from retrieval.co_clustering import load_clusters
+from retrieval.clusters import load_clusters
 from retrieval.dataset import Dataset
 from retrieval.devices import pick_device
-from retrieval.evaluation import Evaluation, save_evaluation
+from retrieval.evaluation import QUERIES, Evaluation, save_evaluation
 from retrieval.features import embed, load_features
 from retrieval.manifest import Manifest
-from retrieval.measurement import Embed, judge
+from retrieval.measurement import Embed, Options, judge
 from retrieval.models import load_model, read_model_manifest
 from retrieval.report import render_report
 from retrieval.tracking import step_run
@@ -33,14 +32,12 @@ def evaluate(
     report: OutputPath,
 ) -> Outputs:
     """Measure every stage on the test images, and the last one in full; write the evaluation and its page."""
-    with (
-        tempfile.TemporaryDirectory() as spare,
-        step_run("evaluate", params) as run,
-    ):  # the run ends, then the folder goes
+    with step_run("evaluate", params) as run:
         images, device = Dataset(dataset), pick_device(params.device)
         print(
             f"evaluate: {len(images.rows('test')):,} test and {len(images.rows('validation')):,} validation images "
-            f"of {len(images.class_names):,} classes, on {device}, seed {params.seed}"
+            f"of {len(images.class_names):,} classes, on {device}, seed {params.seed}",
+            flush=True,
         )
         vectors, adjusted = load_features(features), load_clusters(clusters)
         artifacts = {
@@ -51,32 +48,24 @@ def evaluate(
             "tuned_model": read_model_manifest(tuned_model),
         }
         check_of_one_dataset(artifacts, len(images), {"features": vectors.values, "clusters": adjusted.targets})
-        stages: dict[str, Embed] = {
+        stages = {
             "pretrain": rows_of(vectors.values),
             "co_cluster": rows_of(adjusted.targets),
             "finetune_metric": embedder("finetune_metric", model, images, device, params.batch_size),
             "finetune_softmax": embedder("finetune_softmax", tuned_model, images, device, params.batch_size),
         }
-        measured, queries = judge(
-            stages,
-            images,
-            artifacts["tuned_model"].digest,
-            device,
-            params.acceptance,
-            params.bootstrap_resamples,
-            params.seed,
-        )
+        options = Options(params.acceptance, params.bootstrap_resamples, params.seed, device)
+        measured, queries = judge(stages, images, artifacts["tuned_model"].digest, options)
         save_evaluation(evaluation, measured, queries, {name: manifest.digest for name, manifest in artifacts.items()})
-        page = render_report(measured, queries, images, artifacts, params.gallery_queries)
         report.parent.mkdir(parents=True, exist_ok=True)
-        named = Path(spare) / "report.html"  # MLflow shows a page by its ending; KFP names the output without one
-        for path in (report, named):
-            path.write_text(page, encoding="utf-8")
+        page = render_report(measured, queries, images, artifacts, params.gallery_queries)
+        report.write_text(page, encoding="utf-8")
         metadata = summary(measured)
         run.log_metrics({name: value for name, value in metadata.items() if not isinstance(value, str)})
         run.set_tags({"rankone.evaluation_digest": measured.evaluation_digest})
-        run.log_artifact(named)
-        return {"evaluation": metadata, "report": {"recall_at_1": measured.recall_at_1}}
+        run.log_artifact(report, name="report.html")
+        run.log_artifact(evaluation / QUERIES)
+    return {"evaluation": metadata, "report": {"recall_at_1": measured.recall_at_1}}
 
 
 def rows_of(vectors: np.ndarray) -> Embed:

@@ -23,7 +23,8 @@ class Params:
         paddings: zeros around its maps, one number a layer, two (top and bottom, left and right) or four (left, right,
             top, bottom).
         pools: window of the pooling after each convolution; 1 for none.
-        loss: auto (chosen from the classes), normalised_softmax, contrastive, triplet, multi_similarity or proxy_anchor.
+        loss: auto (chosen from the classes), normalised_softmax, contrastive, triplet, multi_similarity or
+            proxy_anchor.
         learning_rate: auto (from the dimension and the batch), or the highest rate of SGD.
         adjust_epochs: passes over the training images in which the network is drawn to the adjusted features.
         metric_epochs: passes over the training images with the loss.
@@ -69,7 +70,7 @@ class Params:
         for name in ("classes_per_batch", "images_per_class"):
             if getattr(self, name) < 0 or getattr(self, name) == 1:
                 raise ValueError(
-                    f"{name} is {getattr(self, name)}; a metric loss needs pairs of the same class and of different ones: "
+                    f"{name} is {getattr(self, name)}; a metric loss needs pairs of one class and of different ones: "
                     "give 2 or more, or 0 to have it from batch_size."
                 )
 

@@ -10,7 +10,7 @@ from retrieval import distributed
 from retrieval.augmentation import IMAGES_TO_JUDGE, choose_augmentation, named_augmentation
 from retrieval.backbones import least_image_size
 from retrieval.choices import Choice, choose_learning_rate, choose_loss, measure_classes
-from retrieval.co_clustering import load_clusters
+from retrieval.clusters import Clusters, load_clusters
 from retrieval.colours import colour_statistics
 from retrieval.dataset import Dataset
 from retrieval.devices import describe, pick_device
@@ -30,7 +30,7 @@ def finetune_metric(params: Params, dataset: InputPath, clusters: InputPath, mod
     distributed.setup(device)
     data, adjusted = Dataset(dataset), load_clusters(clusters)
     rows, labels = training_labels(data)
-    targets = targets_of(adjusted.targets, rows, data)
+    targets = targets_of(adjusted, rows, data)
     distributed.say(what_was_read(data, labels, targets, params, device))
     with step_run("finetune_metric", params) as run:
         images = ImageBatches(data, rows, device)
@@ -74,14 +74,14 @@ def training_labels(data: Dataset) -> tuple[np.ndarray, Tensor]:
     return rows, torch.from_numpy(labels)
 
 
-def targets_of(targets: np.ndarray, rows: np.ndarray, data: Dataset) -> Tensor:
+def targets_of(clusters: Clusters, rows: np.ndarray, data: Dataset) -> Tensor:
     """The adjusted features of the training images: (m, D) float32."""
-    if len(targets) != len(data):
+    if len(clusters.targets) != len(data) or clusters.manifest.made_from.get("dataset") != data.digest:
         raise ValueError(
-            f"The clusters hold targets of {len(targets):,} images, the dataset has {len(data):,}: they were made from "
-            "another dataset. Run co_cluster on this one."
+            f"The clusters hold targets of {len(clusters.targets):,} images, the dataset has {len(data):,}, and they "
+            "were made from another dataset. Run co_cluster on this one."
         )
-    return torch.from_numpy(np.asarray(targets[rows], np.float32))
+    return torch.from_numpy(np.asarray(clusters.targets[rows], np.float32))
 
 
 def decide(params: Params, targets: Tensor, labels: Tensor, images: ImageBatches, run: StepRun) -> dict[str, Choice]:
@@ -107,7 +107,7 @@ def batch_of(params: Params, labels: Tensor) -> tuple[int, int]:
 
 
 def network_config(params: Params, data: Dataset, rows: np.ndarray) -> ModelConfig:
-    """The network to train: layers as asked for, colours measured, images enlarged where a backbone would leave no map."""
+    """The network to train: layers as asked for, colours measured, images enlarged if a backbone would leave no map."""
     least = data.image_size if params.network == FOUR_LAYER else least_image_size(params.network)
     mean, std = colour_statistics(data, rows)
     return ModelConfig(
@@ -166,8 +166,9 @@ def what_was_read(data: Dataset, labels: Tensor, targets: Tensor, params: Params
     classes, per_class = batch_of(params, labels)
     return (
         f"finetune_metric: {len(data):,} images of {data.image_size} px, {len(labels):,} of "
-        f"{len(labels.unique()):,} classes to train on, in batches of {classes} classes x {per_class} images; targets of "
-        f"{targets.shape[1]} dimensions; {params.network}, d = {params.dimension}; {describe(device)}; seed {params.seed}."
+        f"{len(labels.unique()):,} classes to train on, in batches of {classes} classes x {per_class} images; targets "
+        f"of {targets.shape[1]} dimensions; {params.network}, d = {params.dimension}; {describe(device)}; "
+        f"seed {params.seed}."
     )
 
 

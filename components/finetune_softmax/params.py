@@ -13,7 +13,7 @@ class Params:
 
     Attributes:
         softmax_epochs: passes over the training images.
-        softmax_learning_rate: highest rate of SGD; it rises over the first tenth of the steps, then falls along a cosine.
+        softmax_learning_rate: highest rate of SGD; it rises over a fifth of the steps, then falls along a cosine.
         weight_decay: of all weights; biases and norms do not decay.
         label_smoothing: share of each label that is spread over all classes, from 0 to below 1.
         batch_size: images at once.
@@ -44,6 +44,6 @@ class Params:
             raise ValueError(f"softmax_learning_rate is {self.softmax_learning_rate}; it must be above 0.")
         if not 0 <= self.weight_decay < 1 or not 0 <= self.label_smoothing < 1:
             raise ValueError(
-                f"weight_decay is {self.weight_decay} and label_smoothing {self.label_smoothing}; both must be from 0 to "
-                "below 1."
+                f"weight_decay is {self.weight_decay} and label_smoothing {self.label_smoothing}; both must be "
+                "from 0 to below 1."
             )

@@ -20,7 +20,7 @@ from retrieval.validation import validation_recall_at_1
 
 
 def finetune_softmax(params: Params, dataset: InputPath, model: InputPath, tuned_model: OutputPath) -> Outputs:
-    """Measure the network, begin a softmax layer at its class centres, train both, measure again and say what it did."""
+    """Measure; begin a softmax layer at the class centres; train it with the network; measure again and say so."""
     device = pick_device(params.device)
     distributed.setup(device)
     data, network = Dataset(dataset), load_model(model, device)

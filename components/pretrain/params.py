@@ -8,7 +8,7 @@ class Params:
     """How the classifier is trained and its features are made.
 
     Attributes:
-        backbone: classifier of torchvision that gives the features, e.g. resnet18, resnet50, alexnet, vgg16,
+        classifier: network of torchvision that gives the features, e.g. resnet18, resnet50, alexnet, vgg16,
             mobilenet_v2 or squeezenet1_0.
         weights: what it begins with: none (from scratch), imagenet (downloaded), the path of a file of weights, or
             s3://bucket/key.
@@ -27,7 +27,7 @@ class Params:
         device: auto, cpu or cuda.
     """
 
-    backbone: str = "resnet18"
+    classifier: str = "resnet18"
     weights: str = "none"
     backbone_image_size: int = 0
     backbone_depths: tuple[int, ...] = (1,)

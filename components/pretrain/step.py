@@ -38,7 +38,7 @@ def pretrain(params: Params, dataset: InputPath, backbone: OutputPath, features:
     with step_run("pretrain", params) as run:
         torch.manual_seed(params.seed)
         network = build_network(classifier_config(params, data, train))
-        digest = load_weights(network.network.trunk, params.backbone, params.weights)
+        digest = load_weights(network.network.trunk, params.classifier, params.weights)
         history = fine_tune(network, data, train, params, device, run)
         if not distributed.is_first():
             return {}
@@ -49,23 +49,23 @@ def pretrain(params: Params, dataset: InputPath, backbone: OutputPath, features:
         numbers = validation_numbers(data, pooled, values)
         facts: dict[str, Any] = {"weights_digest": digest, "classes": _classes(data, train), **numbers}
         backbone_digest = save_model(backbone, model.cpu(), {"dataset": data.digest}, facts).digest
-        save_features(features, values, data.digest, {"backbone": params.backbone, **numbers}, backbone_digest)
+        save_features(features, values, data.digest, {"backbone": params.classifier, **numbers}, backbone_digest)
         numbers |= {"feature_dimension": model.dimension, "images_per_second": round(history.images_per_second, 1)}
         run.log_metrics(numbers)
-        described = {"backbone": params.backbone, "weights_digest": digest, **numbers}
+        described = {"backbone": params.classifier, "weights_digest": digest, **numbers}
     return {"backbone": described, "features": {"images": len(data), **described}}
 
 
 def classifier_config(params: Params, data: Dataset, train: np.ndarray) -> ModelConfig:
     """The network whose pooled features are trained: sizes decided, colours measured or those of ImageNet."""
-    least = least_image_size(params.backbone, params.backbone_depths)
+    least = least_image_size(params.classifier, params.backbone_depths)
     size = params.backbone_image_size or max(data.image_size, least)
     if size != data.image_size:
-        _say(f"pretrain: images of {data.image_size} px are brought to {size} px inside {params.backbone}.")
+        _say(f"pretrain: images of {data.image_size} px are brought to {size} px inside {params.classifier}.")
     from_scratch = params.weights == "none"
     mean, std = colour_statistics(data, train) if from_scratch else (IMAGENET_MEAN, IMAGENET_STD)
     return ModelConfig(
-        architecture=params.backbone,
+        architecture=params.classifier,
         dimension=0,
         image_size=data.image_size,
         network_size=size if size != data.image_size else 0,
@@ -114,7 +114,7 @@ def integrated(network: EmbeddingModel, pooled: Tensor, params: Params, device: 
     if dimension < params.feature_dimension:
         _say(
             f"pretrain: feature_dimension is {dimension}, not {params.feature_dimension}: {len(pooled)} training images "
-            f"with {pooled.shape[1]} features of {params.backbone} span no more."
+            f"with {pooled.shape[1]} features of {params.classifier} span no more."
         )
     model = build_network(dataclasses.replace(network.config, head="integrated", dimension=dimension))
     model.network.load_state_dict(network.network.state_dict())
@@ -145,7 +145,7 @@ def _what_was_read(data: Dataset, train: np.ndarray, params: Params, device: tor
         raise ValueError(f"The training images have {classes} class(es); a classifier needs 2 or more. Check the split.")
     return (
         f"pretrain: {len(data):,} images of {data.image_size} px, {len(train):,} of {classes} classes to train on; "
-        f"{params.backbone} from {params.weights}; {describe(device)}; seed {params.seed}."
+        f"{params.classifier} from {params.weights}; {describe(device)}; seed {params.seed}."
     )
 
 

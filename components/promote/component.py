@@ -12,7 +12,7 @@ def promote(
     evaluation: Input[Artifact],
     report: Input[HTML],
     decision: Output[Artifact],
-):
+) -> None:
     """Register the model in MLflow, and move the alias `champion` to it if it earns it.
 
     A model that is refused is registered as well, without the alias, so that a person can decide otherwise.

@@ -99,7 +99,7 @@ def described(name: str, verdict: Verdict, version: ModelVersion) -> dict[str, S
     """The decision as metadata of its artifact; a share that is no number is left out."""
     champion = verdict.champion.recall_at_1 if verdict.champion else math.nan
     shares = {"recall_at_1": verdict.candidate.recall_at_1, "champion_recall_at_1": champion}
-    return {
+    metadata: dict[str, Scalar] = {
         "outcome": verdict.outcome,
         "rule": verdict.rule,
         "reason": verdict.reason,
@@ -107,7 +107,8 @@ def described(name: str, verdict: Verdict, version: ModelVersion) -> dict[str, S
         "version": version.version,
         "alias": "" if verdict.outcome == "rejected" else registry.CHAMPION,
         "minimum_recall_at_1": verdict.floor,
-    } | {key: share for key, share in shares.items() if math.isfinite(share)}
+    }
+    return metadata | {key: share for key, share in shares.items() if math.isfinite(share)}
 
 
 def headline(metadata: dict[str, Scalar]) -> str:

@@ -20,7 +20,7 @@ from torchvision.models import squeezenet1_0
 STEPS = ["prepare_data", "pretrain", "co_cluster", "finetune_metric", "finetune_softmax", "evaluate", "promote"]
 SMALL = {
     "source": "folder",
-    "backbone": "squeezenet1_0",
+    "classifier": "squeezenet1_0",
     "pretrain_epochs": "0",
     "feature_dimension": "32",
     "channels": "[8, 16, 16]",

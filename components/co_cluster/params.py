@@ -1,0 +1,35 @@
+"""The knobs of co_cluster."""
+
+from dataclasses import dataclass
+
+NONNEGATIVE = ("auto", "root", "split", "relu", "softplus")
+
+
+@dataclass(frozen=True)
+class Params:
+    """How images and feature dimensions are grouped, and how far features are drawn together.
+
+    Attributes:
+        co_clusters: how many co-clusters; 0 for as many as the spectrum shows, else four a class.
+        shrinkage: share by which a feature is drawn to the centre of its cluster, from 0 to 1; auto for the one of most
+            R@1 on the validation images, against plain k-means and none.
+        nonnegative: how signed features become a nonnegative matrix: auto, root, split, relu or softplus.
+        seed: of every random choice.
+    """
+
+    co_clusters: int = 0
+    shrinkage: str = "auto"
+    nonnegative: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.co_clusters < 0 or self.co_clusters == 1:
+            raise ValueError(f"co_clusters is {self.co_clusters}; give 2 or more, or 0 to have it chosen.")
+        if self.nonnegative not in NONNEGATIVE:
+            raise ValueError(f"Unknown nonnegative '{self.nonnegative}'; choose one of: {', '.join(NONNEGATIVE)}.")
+        try:
+            good = self.shrinkage == "auto" or 0 <= float(self.shrinkage) <= 1
+        except ValueError:
+            good = False
+        if not good:
+            raise ValueError(f"shrinkage is '{self.shrinkage}'; give auto or a number from 0 to 1, e.g. 0.15.")

@@ -1,0 +1,172 @@
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from components.co_cluster.params import NONNEGATIVE, Params
+from components.co_cluster.step import co_cluster, purity
+from retrieval import nonnegative
+from retrieval.clusters import Clusters, load_clusters
+from retrieval.dataset import INDEX_SCHEMA, Dataset, save_dataset
+from retrieval.features import load_features, save_features
+from retrieval.k_means import normalised
+from retrieval.tracking import client
+
+pytestmark = pytest.mark.usefixtures("mlflow_home")
+
+CLASSES, IMAGES, SIZE = 4, 160, 8
+SPLIT = np.array(["train", "train", "validation", "test"] * (IMAGES // 4))
+LABELS = np.arange(IMAGES) // 4 % CLASSES
+
+
+def write_dataset(folder: Path, labels: np.ndarray = LABELS, split: np.ndarray = SPLIT) -> Dataset:
+    """Images in the colour of their class."""
+    colours = np.random.default_rng(0).integers(0, 256, (CLASSES, 1, 1, 3), np.uint8)
+    images = np.broadcast_to(colours[labels % CLASSES], (len(labels), SIZE, SIZE, 3))
+    columns = {
+        "id": np.arange(len(labels)),
+        "label": labels,
+        "class_name": [str(label) for label in labels],
+        "split": split,
+        "source": [f"{i}.png" for i in range(len(labels))],
+        "sha256": ["0" * 64] * len(labels),
+        "width": [SIZE] * len(labels),
+        "height": [SIZE] * len(labels),
+    }
+    names = [str(label) for label in range(labels.max() + 1)]
+    return save_dataset(folder, [images], pa.table(columns).cast(INDEX_SCHEMA), names, {})
+
+
+def features_of(labels: np.ndarray = LABELS, spread: float = 1.0) -> np.ndarray:
+    random = np.random.default_rng(1)
+    centres = random.standard_normal((CLASSES, 12))
+    return (centres[labels % CLASSES] + spread * random.standard_normal((len(labels), 12))).astype(np.float32)
+
+
+def run(folder: Path, features: np.ndarray, data: Dataset | None = None, **knobs: object) -> tuple[dict, Clusters]:
+    folder.mkdir(exist_ok=True)
+    data = data or write_dataset(folder / "dataset")
+    save_features(folder / "features", features, data.digest, {})
+    given = {"dataset": data.folder, "features": folder / "features", "clusters": folder / "clusters"}
+    outputs = co_cluster(Params(**knobs), **given)  # type: ignore[arg-type]
+    return dict(outputs["clusters"]), load_clusters(folder / "clusters")
+
+
+def test_every_image_and_dimension_gets_its_cluster_and_every_image_its_target(tmp_path: Path) -> None:
+    metadata, clusters = run(tmp_path, features_of(spread=0.3), co_clusters=4)
+    assert clusters.targets.shape == (IMAGES, 12)
+    np.testing.assert_allclose(np.linalg.norm(clusters.targets, axis=1), 1, rtol=1e-5)
+    assert clusters.dimension_clusters.shape == (12,)
+    assert purity(clusters.image_clusters, LABELS) == 1, "images of validation and test are placed as well"
+    assert metadata["purity"] == metadata["nmi"] == pytest.approx(1)
+    assert metadata["clusters"] == 4
+    assert metadata["leading_singular_value"] == pytest.approx(1, abs=1e-5)
+    assert clusters.manifest.facts["adjusted_why"]
+    features = load_features(tmp_path / "features")
+    assert clusters.manifest.made_from["features"] == features.manifest.digest
+
+
+def test_what_is_chosen_has_the_most_recall_on_validation(tmp_path: Path) -> None:
+    metadata, _ = run(tmp_path, features_of(), co_clusters=4)
+    recalls = {
+        way: metadata[f"validation_recall_at_1_{way.replace('-', '_')}"] for way in ("none", "co-clustering", "k-means")
+    }
+    assert recalls[metadata["adjusted_by"]] == max(recalls.values())
+    assert (metadata["shrinkage"] == 0) == (metadata["adjusted_by"] == "none")
+
+
+def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "dataset")
+    digests = [run(tmp_path / name, features_of(), data)[1].manifest.digest for name in ("one", "other")]
+    assert digests[0] == digests[1]
+
+
+def test_only_training_images_are_fitted(tmp_path: Path) -> None:
+    data, features = write_dataset(tmp_path / "dataset"), features_of()
+    _, one = run(tmp_path / "one", features, data, shrinkage="0.2")
+    changed = features.copy()
+    changed[data.rows("validation", "test")] = features_of(spread=9)[data.rows("validation", "test")]
+    _, other = run(tmp_path / "other", changed, data, shrinkage="0.2")
+    train = data.rows("train")
+    assert one.targets[train].tobytes() == other.targets[train].tobytes()
+    assert one.image_clusters[train].tobytes() == other.image_clusters[train].tobytes()
+    assert one.dimension_clusters.tobytes() == other.dimension_clusters.tobytes()
+
+
+def test_test_images_have_no_say_in_the_choice(tmp_path: Path) -> None:
+    data, features = write_dataset(tmp_path / "dataset"), features_of()
+    one, _ = run(tmp_path / "one", features, data)
+    features[data.rows("test")] = 1
+    other, _ = run(tmp_path / "other", features, data)
+    assert {name: value for name, value in one.items() if name != "seconds"} == {
+        name: value for name, value in other.items() if name != "seconds"
+    }
+
+
+def test_a_given_strength_is_taken_and_zero_leaves_the_features(tmp_path: Path) -> None:
+    data, features = write_dataset(tmp_path / "dataset"), features_of()
+    metadata, _ = run(tmp_path / "given", features, data, shrinkage="0.2")
+    assert (metadata["adjusted_by"], metadata["shrinkage"]) == ("co-clustering", 0.2)
+    assert "validation_recall_at_1_k_means" in metadata, "the controls are measured all the same"
+    metadata, clusters = run(tmp_path / "zero", features, data, shrinkage="0")
+    assert (metadata["adjusted_by"], metadata["shrinkage"]) == ("none", 0)
+    np.testing.assert_array_equal(clusters.targets, normalised(features))
+
+
+def test_without_pairs_in_validation_nothing_is_adjusted_and_it_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_dataset(tmp_path / "dataset", split=np.array(["train", "train", "train", "test"] * (IMAGES // 4)))
+    metadata, _ = run(tmp_path, features_of(), data)
+    assert metadata["adjusted_by"] == "none"
+    assert not [name for name in metadata if name.startswith("validation")]
+    assert "no two validation images share a class" in capsys.readouterr().out
+
+
+def test_the_pictures_are_part_of_the_artifact_and_of_the_run(tmp_path: Path) -> None:
+    _, clusters = run(tmp_path, features_of(), co_clusters=4)
+    for name in ("block_matrix.png", "cluster_sheet.png"):
+        assert name in clusters.manifest.files
+        with Image.open(tmp_path / "clusters" / name) as picture:
+            assert min(picture.size) > 100
+            assert len(np.unique(np.asarray(picture.convert("L")))) > 3
+    tracked = client().search_runs([client().get_experiment_by_name("rankone").experiment_id], max_results=1)[0]
+    listed = {file.path for file in client().list_artifacts(tracked.info.run_id, "clusters")}
+    assert listed == {"clusters/block_matrix.png", "clusters/cluster_sheet.png"}
+
+
+def test_the_tables_have_a_row_an_image_and_a_row_a_dimension(tmp_path: Path) -> None:
+    run(tmp_path, features_of())
+    assert pq.read_table(tmp_path / "clusters" / "assignments.parquet")["id"].to_pylist() == list(range(IMAGES))
+    assert pq.read_table(tmp_path / "clusters" / "dimensions.parquet")["dimension"].to_pylist() == list(range(12))
+
+
+def test_features_of_another_dataset_are_refused(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "dataset")
+    save_features(tmp_path / "features", features_of(), "0" * 64, {})
+    given = {"dataset": data.folder, "features": tmp_path / "features", "clusters": tmp_path / "clusters"}
+    with pytest.raises(ValueError, match="features of another dataset"):
+        co_cluster(Params(), **given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"co_clusters": 1}, "co_clusters is 1; give 2 or more, or 0"),
+        ({"co_clusters": -2}, "co_clusters is -2"),
+        ({"shrinkage": "1.5"}, "shrinkage is '1.5'; give auto or a number from 0 to 1"),
+        ({"shrinkage": "nan"}, "shrinkage is 'nan'"),
+        ({"shrinkage": "much"}, "shrinkage is 'much'"),
+        ({"nonnegative": "rleu"}, "Unknown nonnegative 'rleu'; choose one of: auto, root"),
+    ],
+)
+def test_bad_knobs_are_refused(knobs: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Params(**knobs)
+
+
+def test_the_knob_lists_every_way_to_nonnegative() -> None:
+    assert set(NONNEGATIVE) == {"auto", *nonnegative.NONNEGATIVE}

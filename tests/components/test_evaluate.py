@@ -1,0 +1,181 @@
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from components.evaluate.params import Params
+from components.evaluate.step import evaluate
+from retrieval.clusters import save_clusters
+from retrieval.dataset import Dataset, save_dataset
+from retrieval.evaluation import load_evaluation, load_queries
+from retrieval.features import embed, save_features
+from retrieval.manifest import file_digest
+from retrieval.models import ModelConfig, build_network, load_model, read_model_manifest, save_model
+from retrieval.tracking import client
+
+pytestmark = pytest.mark.usefixtures("mlflow_home")
+
+SMALL = {"bootstrap_resamples": 200, "gallery_queries": 6, "device": "cpu"}
+INPUTS = ("dataset", "features", "clusters", "model", "tuned_model")
+
+
+@dataclasses.dataclass
+class Made:
+    """What the steps before evaluate leave, of 90 images in 3 classes that their colours nearly tell apart."""
+
+    folder: Path
+
+    def paths(self, **others: Path) -> dict[str, Any]:
+        return {name: self.folder / name for name in INPUTS} | others
+
+    @property
+    def data(self) -> Dataset:
+        return Dataset(self.folder / "dataset")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    folder = tmp_path_factory.mktemp("evaluate")
+    data = save_images(folder / "dataset")
+    vectors = data.read(np.arange(len(data))).mean((1, 2)) / 255.0  # (90, 3), the mean colour
+    noise = np.random.default_rng(1).normal(size=vectors.shape)
+    save_features(folder / "features", vectors + 0.2 * noise, data.digest, {"backbone": "none"})
+    facts = {"clusters": 3, "clusters_why": "3 clusters: as many as classes"}
+    clusters = np.zeros(len(data), np.int64), np.zeros(3, np.int64)
+    save_clusters(folder / "clusters", [vectors.astype(np.float32)], *clusters, {"dataset": data.digest}, facts)
+    for seed, name in enumerate(("model", "tuned_model")):
+        torch.manual_seed(seed)
+        network = build_network(ModelConfig(dimension=4, image_size=8, channels=(4, 4, 4)))
+        save_model(folder / name, network, {"dataset": data.digest}, {"epochs": seed})
+    return Made(folder)
+
+
+def save_images(folder: Path, seed: int = 0) -> Dataset:
+    generator = np.random.default_rng(seed)
+    labels = np.arange(90) % 3
+    images = generator.integers(0, 200, (90, 8, 8, 3), dtype=np.uint8)
+    images[np.arange(90), :, :, labels] += generator.integers(0, 50, (90, 1, 1), dtype=np.uint8)
+    columns = {
+        "id": np.arange(90),
+        "label": labels,
+        "class_name": [f"class {label}" for label in labels],
+        "split": ["train"] * 30 + ["validation"] * 30 + ["test"] * 30,
+        "source": [f"{row}.png" for row in range(90)],
+        "sha256": [f"{row:064d}" for row in range(90)],
+        "width": [8] * 90,
+        "height": [8] * 90,
+    }
+    return save_dataset(folder, [images], pa.table(columns), [f"class {label}" for label in range(3)], {})
+
+
+@pytest.fixture(scope="module")
+def outputs(made: Made, tmp_path_factory: pytest.TempPathFactory, mlflow_folder: Path) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("outputs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RANKONE_HOME", str(mlflow_folder))
+        for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "RANKONE_PIPELINE_RUN", "RANK"):
+            patch.delenv(name, raising=False)
+        metadata = evaluate(Params(**SMALL), **made.paths(evaluation=folder / "evaluation", report=folder / "report"))
+    return folder, dict(metadata["evaluation"])
+
+
+def recall_of(vectors: np.ndarray, labels: np.ndarray) -> float:
+    unit = vectors.astype(np.float64) / np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+    similarities = unit @ unit.T
+    np.fill_diagonal(similarities, -2)
+    return float(np.mean(labels[similarities.argmax(1)] == labels))
+
+
+def test_every_stage_is_measured_on_the_test_images(made: Made, outputs: tuple[Path, dict[str, Any]]) -> None:
+    data, (folder, metadata) = made.data, outputs
+    rows = data.rows("test")
+    expected = {
+        "pretrain": np.load(made.folder / "features" / "features.npy")[rows],
+        "co_cluster": np.load(made.folder / "clusters" / "targets.npy")[rows],
+    }
+    for stage, name in {"finetune_metric": "model", "finetune_softmax": "tuned_model"}.items():
+        expected[stage] = embed(load_model(made.folder / name), data, rows, torch.device("cpu")).numpy()
+    measured = load_evaluation(folder / "evaluation")
+    assert [stage.name for stage in measured.stages] == list(expected)
+    for stage in measured.stages:
+        assert stage.recall_at_1 == pytest.approx(recall_of(expected[stage.name], data.labels[rows]))
+        assert metadata[f"{stage.name}_recall_at_1"] == stage.recall_at_1
+        assert stage.recall_at_1_to_train is not None
+    assert measured.recall_at_1 == measured.stages[-1].recall_at_1
+
+
+def test_the_evaluation_names_what_it_measured(made: Made, outputs: tuple[Path, dict[str, Any]]) -> None:
+    folder, metadata = outputs
+    measured = load_evaluation(folder / "evaluation")
+    assert measured.model_digest == read_model_manifest(made.folder / "tuned_model").digest
+    assert measured.dataset_digest == made.data.digest
+    assert metadata["evaluation_digest"] == measured.evaluation_digest
+    manifest = json.loads((folder / "evaluation" / "manifest.json").read_text())
+    assert set(manifest["made_from"]) == set(INPUTS)
+    queries = load_queries(folder / "evaluation")
+    assert len(queries) == measured.queries == metadata["queries"] == 30
+    assert set(queries["query"].to_pylist()) == set(made.data.rows("test").tolist())
+
+
+def test_metadata_are_scalars_without_a_threshold_that_is_none(outputs: tuple[Path, dict[str, Any]]) -> None:
+    folder, metadata = outputs
+    threshold = load_evaluation(folder / "evaluation").threshold
+    assert all(isinstance(value, str | int | float) for value in metadata.values())
+    assert {"recall_at_1", "recall_at_1_low", "recall_at_1_high", "map_at_r", "coverage"} <= set(metadata)
+    assert metadata.get("threshold") == threshold.value
+    assert ("threshold" in metadata) == threshold.reached
+
+
+def test_the_same_seed_gives_the_same_bytes(made: Made, outputs: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    evaluate(Params(**SMALL), **made.paths(evaluation=tmp_path / "evaluation", report=tmp_path / "report"))
+    first = outputs[0]
+    for name in ("evaluation.json", "queries.parquet", "manifest.json"):
+        assert file_digest(tmp_path / "evaluation" / name) == file_digest(first / "evaluation" / name)
+    assert file_digest(tmp_path / "report") == file_digest(first / "report")
+
+
+def test_the_page_and_the_numbers_are_in_mlflow(outputs: tuple[Path, dict[str, Any]]) -> None:
+    _, metadata = outputs
+    experiment = client().get_experiment_by_name("rankone").experiment_id
+    query = f"tags.`rankone.evaluation_digest` = '{metadata['evaluation_digest']}' and tags.`rankone.step` = 'evaluate'"
+    run = client().search_runs([experiment], query)[0]
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["recall_at_1"] == metadata["recall_at_1"]
+    assert run.data.metrics["pretrain_recall_at_1"] == metadata["pretrain_recall_at_1"]
+    assert {file.path for file in client().list_artifacts(run.info.run_id)} >= {"report.html", "queries.parquet"}
+
+
+def test_the_page_is_one_file_with_the_reasons_of_the_steps(outputs: tuple[Path, dict[str, Any]]) -> None:
+    page = (outputs[0] / "report").read_text()
+    assert page.lstrip().startswith("<!doctype html>")
+    assert "3 clusters: as many as classes" in page
+    assert page.count("data:image/png;base64,") == 6 * 6
+
+
+def test_artifacts_of_another_dataset_are_refused(made: Made, tmp_path: Path) -> None:
+    other = save_images(tmp_path / "dataset", seed=9)
+    paths = made.paths(dataset=other.folder, evaluation=tmp_path / "evaluation", report=tmp_path / "report")
+    with pytest.raises(ValueError, match=f"features was made from dataset {made.data.digest[:12]}, not from"):
+        evaluate(Params(**SMALL), **paths)
+
+
+@pytest.mark.parametrize(
+    ("knob", "value"),
+    [
+        ("acceptance", 0.0),
+        ("acceptance", 1.01),
+        ("bootstrap_resamples", 10),
+        ("gallery_queries", -1),
+        ("gallery_queries", 201),
+        ("batch_size", 0),
+        ("device", "gpu"),
+    ],
+)
+def test_bad_knobs_are_refused(knob: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=knob):
+        Params(**{knob: value})

@@ -1,0 +1,131 @@
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from components.finetune_metric import params as knobs
+from components.finetune_metric import step as module
+from components.finetune_metric.params import Params
+from components.finetune_metric.step import finetune_metric
+from retrieval.augmentation import AUGMENTATIONS
+from retrieval.clusters import save_clusters
+from retrieval.dataset import INDEX_SCHEMA, Dataset, save_dataset
+from retrieval.losses import LOSSES
+from retrieval.models import load_model, read_model_manifest
+
+SMALL = {"channels": (4, 4, 8), "dimension": 16, "batch_size": 16, "adjust_epochs": 2, "metric_epochs": 3}
+
+
+def write_inputs(folder: Path, split: str = "closed") -> tuple[Path, Path]:
+    """60 images of three classes, each with a bright band of its own, and targets that point to the class."""
+    random = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    pixels = random.integers(0, 100, (60, 8, 8, 3), dtype=np.uint8)
+    for image, label in zip(pixels, labels, strict=True):
+        image[2 * label : 2 * label + 3] += 150
+    parts = (
+        np.array(["train", "train", "validation"] * 20)
+        if split == "disjoint"
+        else np.repeat(["train", "validation"], 30)
+    )
+    names = np.arange(60).astype(str)
+    values = [np.arange(60), labels, names, parts, names, ["0"] * 60, *[[8] * 60] * 2]
+    index = pa.table([pa.array(value) for value in values], names=INDEX_SCHEMA.names)
+    dataset = save_dataset(folder / "dataset", [pixels], index, ["a", "b", "c"], {})
+    targets = np.eye(5, dtype=np.float32)[labels] + 0.2 * random.normal(size=(60, 5)).astype(np.float32)
+    save_clusters(folder / "clusters", [targets], labels, np.zeros(5, np.int64), {"dataset": dataset.digest}, {})
+    return folder / "dataset", folder / "clusters"
+
+
+@pytest.mark.usefixtures("mlflow_home")
+def test_the_network_learns_and_says_what_was_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dataset, clusters = write_inputs(tmp_path)
+    outputs = finetune_metric(Params(**SMALL), dataset, clusters, tmp_path / "model")["model"]
+    assert outputs["validation_recall_at_1"] > 0.9
+    assert outputs["loss"] in LOSSES
+    assert outputs["loss_why"].startswith(f"loss {outputs['loss']}: 3 classes of 10 to 10 images")
+    assert outputs["learning_rate"] == pytest.approx(0.05 * (16 / 256) ** 0.5 * (15 / 128) ** 0.5)
+    assert outputs["augment"] == "crop_flip"  # a band mirrored is the same band
+    assert outputs["epochs"] == 5
+    model = load_model(tmp_path / "model")
+    assert model.config.channels == (4, 4, 8)
+    assert outputs["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert read_model_manifest(tmp_path / "model").made_from["dataset"] == Dataset(dataset).digest
+    shown = capsys.readouterr().out
+    assert (
+        "finetune_metric: 60 images of 8 px, 30 of 3 classes to train on, in batches of 3 classes x 5 images" in shown
+    )
+    assert outputs["loss_why"] in shown
+    assert outputs["learning_rate_why"] in shown
+
+
+@pytest.mark.usefixtures("mlflow_home")
+def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
+    dataset, clusters = write_inputs(tmp_path)
+    quick = SMALL | {"adjust_epochs": 1, "metric_epochs": 1}
+    digests = []
+    for number, seed in enumerate([0, 0, 1]):
+        torch.manual_seed(number)
+        finetune_metric(Params(**quick, seed=seed), dataset, clusters, tmp_path / str(number))
+        digests.append(read_model_manifest(tmp_path / str(number)).digest)
+    assert digests[0] == digests[1] != digests[2]
+
+
+@pytest.mark.usefixtures("mlflow_home")
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_trains_without_adjusting(tmp_path: Path, loss: str) -> None:
+    dataset, clusters = write_inputs(tmp_path, split="disjoint")
+    params = Params(**SMALL | {"adjust_epochs": 0, "metric_epochs": 1}, loss=loss, learning_rate="0.01")
+    outputs = finetune_metric(params, dataset, clusters, tmp_path / "model")["model"]
+    assert outputs["loss"] == loss
+    assert outputs["learning_rate"] == 0.01
+    assert outputs["validation_recall_at_1"] == 1  # one class
+
+
+@pytest.mark.usefixtures("mlflow_home")
+def test_adjusting_alone_draws_the_network_to_the_targets(tmp_path: Path) -> None:
+    dataset, clusters = write_inputs(tmp_path)
+    params = Params(**SMALL | {"adjust_epochs": 6, "metric_epochs": 0})
+    assert finetune_metric(params, dataset, clusters, tmp_path / "model")["model"]["validation_recall_at_1"] > 0.9
+
+
+def test_targets_of_another_dataset_are_refused(tmp_path: Path) -> None:
+    dataset, clusters = write_inputs(tmp_path)
+    save_clusters(tmp_path / "others", [np.ones((7, 3), np.float32)], np.zeros(7), np.zeros(3), {}, {})
+    with pytest.raises(ValueError, match="targets of 7 images, the dataset has 60, and they"):
+        finetune_metric(Params(**SMALL), dataset, tmp_path / "others", tmp_path / "model")
+    save_clusters(tmp_path / "more", [np.ones((60, 3), np.float32)], np.zeros(60), np.zeros(3), {"dataset": "0"}, {})
+    with pytest.raises(ValueError, match="another dataset"):
+        finetune_metric(Params(**SMALL), dataset, tmp_path / "more", tmp_path / "model")
+    assert clusters.exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"loss": "tripplet"}, "Unknown loss 'tripplet'; choose one of: auto, normalised_softmax"),
+        ({"augment": "flip"}, "Unknown augment 'flip'"),
+        ({"device": "tpu"}, "Unknown device 'tpu'"),
+        ({"learning_rate": "fast"}, "learning_rate is 'fast'; give auto or a number above 0"),
+        ({"learning_rate": "-1"}, "learning_rate is '-1'"),
+        ({"learning_rate": "nan"}, "learning_rate is 'nan'"),
+        ({"channels": (64, 128)}, "channels has 2 numbers; three convolutions need 3"),
+        ({"kernels": (3, 3, 3, 3)}, "kernels has 4 numbers; three convolutions need 3 or 6"),
+        ({"strides": (1, 0, 1)}, r"strides is \[1, 0, 1\]; every number must be at least 1"),
+        ({"adjust_epochs": 0, "metric_epochs": 0}, "nothing would be trained"),
+        ({"images_per_class": 1}, "images_per_class is 1; a metric loss needs pairs"),
+        ({"dimension": 0}, "dimension is 0; it must be 1 or more"),
+        ({"metric_epochs": -1}, "metric_epochs is -1"),
+    ],
+)
+def test_refuses(wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Params(**wrong)
+
+
+def test_choices_are_those_of_the_tables() -> None:
+    assert ("auto", *LOSSES) == knobs.LOSSES
+    assert ("auto", *AUGMENTATIONS) == knobs.AUGMENTATIONS
+    assert module.finetune_metric.__name__ == "finetune_metric"

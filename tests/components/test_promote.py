@@ -1,0 +1,205 @@
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from components.promote.params import Params
+from components.promote.step import FORMAT_VERSION, KIND, MODEL_FORMAT_VERSION, MODEL_KIND, promote
+from retrieval import models
+from retrieval.evaluation import QUERY_SCHEMA, Acceptance, Evaluation, save_evaluation
+from retrieval.manifest import read_manifest, write_manifest
+from retrieval.registry import champion
+from retrieval.tracking import client
+
+pytestmark = pytest.mark.usefixtures("mlflow_home")
+
+
+@dataclasses.dataclass
+class Bench:
+    """Runs promote on models that are told apart by their weights alone."""
+
+    folder: Path
+    name: str
+    runs: int = 0
+
+    def promote(self, weights: str, recall: float, digest: str = "e" * 64, **params: Any) -> dict[str, Any]:
+        self.runs += 1
+        folder = self.folder / str(self.runs)
+        model = folder / "tuned_model"
+        model.mkdir(parents=True)
+        (model / "weights.safetensors").write_text(weights)
+        (model / "config.json").write_text("{}")
+        model_digest = write_manifest(model, "model", 1).digest
+        save(folder / "evaluation", measured(recall, digest, model_digest))
+        (folder / "report").write_text("<h1>Report</h1>")
+        outputs = promote(
+            Params(registered_model=self.name, **params),
+            tuned_model=model,
+            evaluation=folder / "evaluation",
+            report=folder / "report",
+            decision=folder / "decision",
+        )
+        return dict(outputs["decision"])
+
+    @property
+    def champion(self) -> int | None:
+        found = champion(self.name)
+        return found.version if found else None
+
+    @property
+    def versions(self) -> list[int]:
+        return sorted(int(found.version) for found in client().search_model_versions(f"name = '{self.name}'"))
+
+    def tags(self, version: int) -> dict[str, str]:
+        return client().get_model_version(self.name, str(version)).tags
+
+
+@pytest.fixture
+def bench(tmp_path: Path, request: pytest.FixtureRequest) -> Bench:
+    return Bench(tmp_path, request.node.name)
+
+
+def measured(recall: float, digest: str, model_digest: str) -> Evaluation:
+    shares = {
+        field.name: recall
+        for field in dataclasses.fields(Evaluation)
+        if field.name.startswith("recall_at_") or field.name in ("map_at_r", "r_precision", "macro_recall_at_1")
+    }
+    return Evaluation(
+        evaluation_digest=digest,
+        protocol="test images among test images",
+        queries=2,
+        queries_without_positive=0,
+        classes=1,
+        pessimistic_recall_at_1=recall,
+        ties=0,
+        threshold=Acceptance(0.9, False, None, 0, None, 0.0, None, 0.0),
+        stages=(),
+        recall_by_class=(),
+        model_digest=model_digest,
+        dataset_digest="d" * 64,
+        versions={"torch": "2.0.0"},
+        **shares,
+    )
+
+
+def save(folder: Path, evaluation: Evaluation) -> None:
+    row = {"query": 0, "label": 0, "class_name": "0", "nearest": 1, "nearest_label": 0, "similarity": 1.0}
+    row |= {"correct": True, "neighbours": [1], "neighbour_similarities": [1.0]}
+    save_evaluation(folder, evaluation, pa.Table.from_pylist([row] * evaluation.queries, QUERY_SCHEMA))
+
+
+def test_the_first_model_above_the_floor_becomes_champion(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    decision = bench.promote("one", 0.95)
+    assert (decision["outcome"], decision["rule"], decision["alias"]) == ("promoted", "first_model", "champion")
+    assert (decision["version"], decision["recall_at_1"]) == (1, 0.95)
+    assert "champion_recall_at_1" not in decision
+    assert bench.champion == 1
+    first, second = capsys.readouterr().out.splitlines()[:2]
+    assert first.startswith(f"Promoted: {bench.name} version 1 is now champion: R@1 95.00% reaches the floor")
+    assert "2 queries of 1 classes" in second
+
+
+def test_a_model_below_the_floor_is_registered_without_the_alias(bench: Bench) -> None:
+    decision = bench.promote("one", 0.5)
+    assert (decision["outcome"], decision["rule"], decision["alias"]) == ("rejected", "floor", "")
+    assert (bench.champion, bench.versions) == (None, [1])
+    tags = bench.tags(1)
+    assert (tags["rankone.outcome"], tags["rankone.floor"], tags["rankone.recall_at_1"]) == ("rejected", "0.9", "0.5")
+    assert "below the floor" in tags["rankone.reason"]
+    assert bench.promote("one", 0.5, minimum_recall_at_1=0.4)["outcome"] == "promoted"
+    assert (bench.champion, bench.versions) == (1, [1])
+    assert bench.tags(1)["rankone.outcome"] == "promoted"
+
+
+def test_only_a_better_model_on_the_same_images_takes_the_alias(bench: Bench) -> None:
+    assert bench.promote("one", 0.95)["rule"] == "first_model"
+    assert bench.promote("two", 0.95)["rule"] == "not_better"
+    assert bench.promote("three", 0.99, digest="f" * 64)["rule"] == "other_evaluation"
+    assert bench.promote("four", 0.96, minimum_gain=0.02)["rule"] == "not_better"
+    assert bench.champion == 1
+    decision = bench.promote("five", 0.96)
+    assert (decision["rule"], decision["champion_recall_at_1"]) == ("better", 0.95)
+    assert bench.champion == 5
+    assert bench.promote("one", 0.95)["rule"] == "not_better"
+    assert (bench.champion, bench.versions) == (5, [1, 2, 3, 4, 5])
+
+
+def test_promoting_the_champion_again_changes_nothing(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    bench.promote("one", 0.95)
+    before = bench.tags(1)
+    capsys.readouterr()
+    decision = bench.promote("one", 0.95)
+    assert (decision["outcome"], decision["rule"], decision["version"]) == ("unchanged", "unchanged", 1)
+    assert capsys.readouterr().out.startswith(f"Unchanged: {bench.name} version 1 stays champion: version 1 holds this")
+    assert (bench.champion, bench.versions) == (1, [1])
+    assert {name: text for name, text in bench.tags(1).items() if before[name] != text}.keys() <= {
+        "rankone.outcome",
+        "rankone.rule",
+        "rankone.reason",
+    }
+
+
+def test_a_champion_measured_on_new_images_can_be_compared_on_them(bench: Bench) -> None:
+    bench.promote("one", 0.95)
+    assert bench.promote("two", 0.97, digest="f" * 64)["rule"] == "other_evaluation"
+    assert bench.promote("one", 0.96, digest="f" * 64)["outcome"] == "unchanged"
+    assert bench.promote("two", 0.97, digest="f" * 64)["rule"] == "better"
+    assert (bench.champion, bench.versions) == (2, [1, 2])
+
+
+def test_the_decision_the_run_and_the_version_say_the_same(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANKONE_PIPELINE_RUN", "the-run")
+    monkeypatch.setenv("RANKONE_CODE_VERSION", "code-1")
+    decision = bench.promote("one", 0.95)
+    folder = bench.folder / "1" / "decision"
+    manifest = read_manifest(folder, KIND, FORMAT_VERSION)
+    assert set(manifest.made_from) == {"tuned_model", "evaluation", "report"}
+    written = json.loads((folder / "decision.json").read_text())
+    assert written.items() >= decision.items()
+    assert written["candidate"]["evaluation_digest"] == "e" * 64
+    tags = bench.tags(1)
+    assert tags["rankone.dataset_digest"] == "d" * 64
+    assert tags["rankone.model_digest"] == manifest.made_from["tuned_model"]
+    assert (tags["rankone.code_version"], tags["rankone.pipeline_run"]) == ("code-1", "the-run")
+    run = client().get_run(client().get_model_version(bench.name, "1").run_id)
+    assert (run.info.run_name, run.info.status) == ("promote", "FINISHED")
+    assert (run.data.tags["rankone.outcome"], run.data.tags["rankone.version"]) == ("promoted", "1")
+    assert run.data.metrics == {"recall_at_1": 0.95, "minimum_recall_at_1": 0.9}
+    assert {file.path for file in client().list_artifacts(run.info.run_id)} >= {"decision.json", "report.html"}
+
+
+def test_an_evaluation_of_another_model_is_refused(bench: Bench) -> None:
+    bench.promote("one", 0.95)
+    first, other = bench.folder / "1", bench.folder / "other"
+    save(other, measured(0.99, "e" * 64, "f" * 64))
+    with pytest.raises(ValueError, match="evaluate this model"):
+        promote(
+            Params(registered_model=bench.name),
+            tuned_model=first / "tuned_model",
+            evaluation=other,
+            report=first / "report",
+            decision=bench.folder / "decision",
+        )
+    assert bench.versions == [1]
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"registered_model": "a/b"}, "registered_model is 'a/b'"),
+        ({"registered_model": ""}, "registered_model is ''"),
+        ({"minimum_recall_at_1": 90.0}, "minimum_recall_at_1 is 90.0"),
+        ({"minimum_gain": float("nan")}, "minimum_gain is nan"),
+    ],
+)
+def test_knobs_that_cannot_be_are_refused(knobs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Params(**knobs)
+
+
+def test_promote_reads_the_models_that_the_library_writes() -> None:
+    assert (MODEL_KIND, MODEL_FORMAT_VERSION) == (models.KIND, models.FORMAT_VERSION)

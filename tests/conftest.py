@@ -1,0 +1,27 @@
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def mlflow_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One embedded store for all tests: making one takes seconds."""
+    return tmp_path_factory.mktemp("rankone home")
+
+
+@pytest.fixture
+def mlflow_home(mlflow_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The embedded store, and nothing in the environment that leads elsewhere."""
+    for name in (
+        "MLFLOW_TRACKING_URI",
+        "MLFLOW_RUN_ID",
+        "MLFLOW_EXPERIMENT_NAME",
+        "MLFLOW_REGISTRY_URI",
+        "RANKONE_PIPELINE_RUN",
+        "RANKONE_TRACKING_SOCKET",
+        "RANKONE_CODE_VERSION",
+        "RANK",
+    ):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RANKONE_HOME", str(mlflow_folder))
+    return mlflow_folder

@@ -1,0 +1,87 @@
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from retrieval.charts import histogram, percent, stage_chart, threshold_chart
+from retrieval.evaluation import Acceptance, CurvePoint, Stage
+
+CURVE = tuple(CurvePoint(step / 10, 0.5 + step / 20, 1 - step / 10) for step in range(1, 10))
+STAGES = [Stage("pretrain", 0.25, 0.2, 0.3, 0.5, 0.1, 8), Stage("finetune_softmax", 1.0, 1.0, 1.0, 1.0, 1.0, 8)]
+
+
+def texts(svg: str) -> list[str]:
+    return [element.text or "" for element in ET.fromstring(svg).iter() if element.tag.endswith("text")]
+
+
+def inside(svg: str) -> None:
+    """Nothing is drawn outside of the picture."""
+    root = ET.fromstring(svg)
+    _, _, width, height = map(float, root.get("viewBox", "").split())
+    for element in root.iter():
+        for name, value in element.attrib.items():
+            if name in ("x", "x1", "x2"):
+                assert -0.1 <= float(value) + float(element.get("width", 0)) <= width + 0.1
+            if name in ("y", "y1", "y2"):
+                assert -0.1 <= float(value) + float(element.get("height", 0)) <= height + 0.1
+        for place in element.get("points", "").split():
+            x, y = map(float, place.split(","))
+            assert 0 <= x <= width
+            assert 0 <= y <= height
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(0.5004, "50.0 %"), (1.0, "100.0 %"), (0.0, "0.0 %"), (0.9999, "> 99.9 %"), (0.0001, "< 0.1 %"), (0.25, "25.0 %")],
+)
+def test_percent_rounds_nothing_up_to_all(share: float, text: str) -> None:
+    assert percent(share) == text
+
+
+def test_bars_are_as_long_as_their_numbers() -> None:
+    svg = stage_chart(STAGES)
+    bars = [element for element in ET.fromstring(svg) if "among" in element.get("class", "")]
+    short, long = (float(bar.get("width", 0)) for bar in bars)
+    assert short == pytest.approx(long / 4, abs=0.1)
+    assert {"pretrain", "25.0 %", "50.0 %", "finetune_softmax", "100.0 %"} <= set(texts(svg))
+    inside(svg)
+
+
+def test_without_a_training_gallery_there_is_one_bar_a_stage() -> None:
+    svg = stage_chart([Stage("pretrain", 0.25, 0.2, 0.3, None, 0.1, 8)])
+    assert svg.count("<rect") == 1
+    inside(svg)
+
+
+def test_names_are_escaped() -> None:
+    svg = stage_chart([Stage('<script>"&', 0.25, 0.2, 0.3, None, 0.1, 8)])
+    assert "<script" not in svg
+    assert '<script>"&' in texts(svg)
+
+
+@pytest.mark.parametrize("value", [0.1, 0.55, 0.9, None])
+def test_the_threshold_is_marked_where_there_is_one(value: float | None) -> None:
+    svg = threshold_chart(Acceptance(0.9, value is not None, value, 9, 0.9, 0.5, 0.9, 0.5, CURVE, CURVE))
+    assert ("accepted from" in svg) == (value is not None)
+    assert svg.count("<polyline") == 4
+    inside(svg)
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-9, 1e-4, 1e-2, 2.0])
+def test_similarities_of_any_spread_have_an_axis(spread: float) -> None:
+    curve = (CurvePoint(-spread / 2, 0.5, 1.0), CurvePoint(spread / 2, 1.0, 0.5))
+    svg = threshold_chart(Acceptance(0.9, False, None, 2, None, 0.0, None, 0.0, curve, ()))
+    ticks = [text for text in texts(svg) if text and "%" not in text and "similarity" not in text]
+    assert 2 <= len(ticks) <= 12
+    assert len(set(ticks)) == len(ticks)
+    inside(svg)
+
+
+def test_no_queries_make_no_curve() -> None:
+    assert "no queries" in threshold_chart(Acceptance(0.9, False, None, 0, None, 0.0, None, 0.0))
+
+
+def test_the_histogram_counts_every_class_once() -> None:
+    svg = histogram([0.0, 0.05, 0.1, 0.3, 0.7, 1.0, 1.0, 0.95])
+    assert sum(int(text) for text in texts(svg) if text.isdigit()) == 8
+    assert "3" in texts(svg)  # 0.95, 1.0 and 1.0 in the last bin
+    inside(svg)

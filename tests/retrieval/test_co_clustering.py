@@ -1,0 +1,308 @@
+from functools import reduce
+from operator import add
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.cluster import SpectralCoclustering
+from sklearn.metrics import adjusted_rand_score
+
+from retrieval import co_clustering
+from retrieval.clusters import load_clusters, save_clusters
+from retrieval.co_clustering import CoClustering, choose_clusters, co_cluster
+from retrieval.k_means import normalised, spherical_k_means
+from retrieval.nonnegative import NONNEGATIVE
+from retrieval.spectrum import Sums, spectrum, sums
+
+
+def blocks(
+    images: int = 240, columns: int = 48, clusters: int = 8, background: float = 0.02, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A nonnegative matrix with blocks, and the block of every row and column."""
+    random = np.random.default_rng(seed)
+    rows, places = random.permutation(np.arange(images) % clusters), random.permutation(np.arange(columns) % clusters)
+    values = random.random((images, columns)) * np.where(rows[:, None] == places, 1, background)
+    return values.astype(np.float32), rows, places
+
+
+def uneven(images: int = 60, columns: int = 16, seed: int = 0) -> np.ndarray:
+    """A nonnegative matrix whose singular values lie apart: a few factors of falling strength over a background."""
+    random = np.random.default_rng(seed)
+    factors = [np.outer(random.random(images) ** 4, random.random(columns) ** 4) * 8 / (i + 1) for i in range(6)]
+    return (sum(factors) + 0.1 + 0.02 * random.random((images, columns))).astype(np.float32)
+
+
+def oracle(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Singular vectors of D1^-1/2 A D2^-1/2 by numpy in float64."""
+    exact = matrix.astype(np.float64)
+    scaled = exact / np.sqrt(exact.sum(1))[:, None] / np.sqrt(exact.sum(0))
+    left, values, right = np.linalg.svd(scaled, full_matrices=False)
+    return left, values, right.T
+
+
+def degrees(first: np.ndarray, second: np.ndarray) -> float:
+    """Largest principal angle between the spans of two sets of columns."""
+    first, second = np.linalg.qr(first.astype(np.float64))[0], np.linalg.qr(second.astype(np.float64))[0]
+    apart = np.linalg.norm(second - first @ (first.T @ second), 2)  # the sine: the cosine is blind to small angles
+    return float(np.degrees(np.arcsin(min(apart, 1))))
+
+
+def everything(features: np.ndarray, clusters: int = 8, **options: object) -> CoClustering:
+    return co_cluster(features, np.arange(len(features)), clusters, classes=2, seed=0, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("matrix", [uneven(), blocks()[0], blocks(background=0)[0]], ids=["uneven", "blocks", "apart"])
+def test_the_leading_singular_value_is_one(matrix: np.ndarray) -> None:
+    assert spectrum(sums([matrix]), 5).leading_singular_value == pytest.approx(1, abs=1e-5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10_000), images=st.integers(20, 80), columns=st.integers(8, 24), shards=st.integers(1, 4))
+def test_the_subspace_is_that_of_a_float64_svd(seed: int, images: int, columns: int, shards: int) -> None:
+    matrix = uneven(images, columns, seed)
+    left, values, right = oracle(matrix)
+    cut = int(np.argmax(values[1:5] - values[2:6])) + 1  # where the next singular value is far
+    found = spectrum(sums(np.array_split(matrix, shards)), cut)
+    weights = matrix.sum(0, dtype=np.float64)[:, None] ** 0.5
+    assert degrees(found.column_coordinates * weights, right[:, 1 : cut + 1]) < 0.001
+    weights = matrix.sum(1, dtype=np.float64)[:, None] ** 0.5
+    assert degrees(found.row_coordinates(matrix) * weights, left[:, 1 : cut + 1]) < 0.001
+    np.testing.assert_allclose(found.singular_values, values[1 : cut + 1], rtol=1e-4)
+
+
+def test_disconnected_blocks_keep_the_trivial_vector_apart() -> None:
+    matrix, rows, _ = blocks(clusters=4, background=0)
+    found = spectrum(sums([matrix]), 3)
+    np.testing.assert_allclose(found.singular_values, 1, atol=1e-6)
+    assert adjusted_rand_score(rows, spherical_k_means(found.row_coordinates(matrix), 4, seed=0).assign(
+        found.row_coordinates(matrix)
+    )) == 1  # fmt: skip
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10_000), shards=st.integers(1, 7))
+def test_shards_add_up_to_the_whole(seed: int, shards: int) -> None:
+    matrix = uneven(seed=seed).astype(np.float64)
+    whole = sums([matrix])
+    parts = reduce(add, (sums([shard]) for shard in np.array_split(matrix, shards)))
+    loop = sum(np.outer(row, row) / row.sum() for row in matrix)
+    np.testing.assert_allclose(parts.gram, whole.gram, rtol=1e-13)
+    np.testing.assert_allclose(whole.gram, loop, rtol=1e-13)
+    np.testing.assert_allclose(parts.columns, matrix.sum(0), rtol=1e-13)
+    assert (parts.rows, parts.zero_rows) == (whole.rows, whole.zero_rows) == (len(matrix), 0)
+
+
+def test_the_sums_of_whole_numbers_add_up_exactly() -> None:
+    matrix = np.random.default_rng(0).integers(0, 4, (64, 8)).astype(np.float64)
+    matrix[:, 0] += 16 - matrix.sum(1) % 16 - 16 * (matrix.sum(1) > 16)  # row sums 16 or 32
+    matrix = np.abs(matrix)
+    matrix = matrix[matrix.sum(1) == 16]  # the root of 16 is whole: nothing is rounded
+    parts, whole = sums([matrix[:5]]) + sums([matrix[5:]]), sums([matrix])
+    assert len(matrix) > 10
+    assert np.array_equal(parts.gram, whole.gram)
+    assert np.array_equal(parts.columns, whole.columns)
+
+
+def test_rows_and_columns_of_zeros_are_counted_and_belong_nowhere() -> None:
+    matrix, rows, _ = blocks()
+    matrix[7], matrix[:, 3] = 0, 0
+    fitted = everything(matrix)
+    assert (fitted.zero_rows, fitted.zero_columns) == (1, 1)
+    assert fitted.spectrum.leading_singular_value == pytest.approx(1, abs=1e-5)
+    assigned = fitted.assign(matrix)
+    assert np.flatnonzero(assigned == -1).tolist() == [7]
+    assert np.flatnonzero(fitted.dimension_clusters == -1).tolist() == [3]
+    kept = np.arange(len(rows)) != 7
+    assert adjusted_rand_score(rows[kept], assigned[kept]) == 1
+
+
+def test_clear_blocks_give_the_clusters_of_scikit_learn() -> None:
+    matrix, rows, columns = blocks(images=400, columns=96, background=0.002)
+    peer = SpectralCoclustering(8, random_state=0).fit(NONNEGATIVE["root"](normalised(matrix)))
+    fitted = everything(matrix)
+    assert adjusted_rand_score(peer.row_labels_, fitted.assign(matrix)) >= 0.99
+    assert adjusted_rand_score(peer.column_labels_, fitted.dimension_clusters) >= 0.99
+    assert adjusted_rand_score(rows, fitted.assign(matrix)) == 1
+    assert adjusted_rand_score(columns, fitted.dimension_clusters) == 1
+    for cluster in range(8):  # a row cluster and its column cluster carry the same number
+        assert len(np.unique(np.concatenate([
+            fitted.assign(matrix)[rows == cluster], fitted.dimension_clusters[columns == cluster]
+        ]))) == 1  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_inertia_is_no_worse_than_scikit_learns(seed: int) -> None:
+    matrix, _, _ = blocks(images=500, columns=60, clusters=10, background=0.5, seed=seed)
+    fitted = everything(matrix, clusters=10)
+    made = fitted.matrix(matrix)
+    peer = SpectralCoclustering(10, random_state=seed).fit(made)
+    places = normalised(np.concatenate([fitted.spectrum.row_places(made), fitted.spectrum.column_places]))
+    theirs = np.concatenate([peer.row_labels_, peer.column_labels_])
+    assert inertia(places, fitted.k_means.assign(places)) <= inertia(places, theirs) * (1 + 1e-6)
+    assert fitted.k_means.inertia == pytest.approx(inertia(places, fitted.k_means.assign(places)), rel=1e-2)
+
+
+def inertia(places: np.ndarray, labels: np.ndarray) -> float:
+    """Of spherical k-means: squared distances to the direction of the cluster's mean."""
+    total = 0.0
+    for label in np.unique(labels):
+        members = places[labels == label].astype(np.float64)
+        total += 2 * len(members) - 2 * float(np.linalg.norm(members.sum(0)))
+    return total
+
+
+def test_blind_to_the_order_of_rows() -> None:
+    matrix, _, _ = blocks(background=0.1)
+    order = np.random.default_rng(1).permutation(len(matrix))
+    one, other = everything(matrix), everything(matrix[order])
+    np.testing.assert_allclose(one.spectrum.singular_values, other.spectrum.singular_values, rtol=1e-5)
+    assert adjusted_rand_score(one.assign(matrix), other.assign(matrix)) == 1
+
+
+def test_the_map_of_new_images_gives_fitted_ones_their_own_coordinates() -> None:
+    matrix = uneven()
+    left, values, right = oracle(matrix)
+    found = spectrum(sums([matrix]), 4)
+    expected = left[:, 1:5] / np.sqrt(matrix.sum(1, dtype=np.float64))[:, None]
+    coordinates = found.row_coordinates(matrix)
+    signs = np.sign((coordinates * expected).sum(0))
+    np.testing.assert_allclose(coordinates, expected * signs, rtol=0, atol=1e-4 * np.abs(expected).max())
+    np.testing.assert_allclose(found.row_coordinates(matrix[5:6]), coordinates[5:6], atol=1e-7)
+    places = right[:, 1:5] / np.sqrt(matrix.sum(0, dtype=np.float64))[:, None]
+    np.testing.assert_allclose(found.column_coordinates, places * signs, rtol=0, atol=1e-4 * np.abs(places).max())
+    assert values[0] == pytest.approx(1, abs=1e-5)
+
+
+def test_the_inner_product_of_places_is_the_association() -> None:
+    matrix = uneven(30, 12)
+    found = spectrum(sums([matrix.astype(np.float64)]), 11)
+    left, values, right = oracle(matrix)
+    weights = np.sqrt(np.outer(matrix.sum(1), matrix.sum(0)))
+    association = (left[:, 1:] * values[1:]) @ right[:, 1:].T / weights
+    np.testing.assert_allclose(
+        found.row_places(matrix) @ found.column_places.T, association, atol=1e-5 * association.max()
+    )
+
+
+def test_the_same_seed_gives_the_same_bytes() -> None:
+    matrix = np.random.default_rng(0).standard_normal((300, 20)).astype(np.float32)
+    one, other = everything(matrix, 12), everything(matrix, 12)
+    assert one.k_means.centres.tobytes() == other.k_means.centres.tobytes()
+    assert one.assign(matrix).tobytes() == other.assign(matrix).tobytes()
+
+
+def test_other_rows_do_not_influence_the_fit() -> None:
+    matrix = np.random.default_rng(0).standard_normal((300, 20)).astype(np.float32)
+    train = np.arange(0, 300, 2)
+    one = co_cluster(matrix, train, 12, classes=3, seed=0)
+    changed = matrix.copy()
+    changed[1::2] = 1e6
+    other = co_cluster(changed, train, 12, classes=3, seed=0)
+    assert one.assign(matrix).tobytes() == other.assign(matrix).tobytes()
+
+
+def test_only_a_bounded_sample_of_rows_goes_into_k_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix, rows, _ = blocks(images=3_000)
+    monkeypatch.setattr(co_clustering, "MOST_K_MEANS_ROWS", 1)
+    monkeypatch.setattr(co_clustering, "ROWS_PER_BATCH", 700)
+    seen: list[int] = []
+    monkeypatch.setattr(
+        co_clustering, "spherical_k_means", lambda *given: seen.append(len(given[0])) or spherical_k_means(*given)
+    )
+    fitted = everything(matrix)
+    assert seen == [256 * 8 + 48]
+    assert adjusted_rand_score(rows, fitted.assign(matrix)) == 1
+
+
+@pytest.mark.parametrize("name", NONNEGATIVE)
+def test_every_way_to_nonnegative_is_nonnegative_and_fits(name: str) -> None:
+    features = np.random.default_rng(0).standard_normal((100, 10)).astype(np.float32)
+    features = np.abs(features) if name == "root" else features
+    made = NONNEGATIVE[name](features)
+    assert made.min() >= 0
+    assert made.dtype == np.float32
+    fitted = everything(features, 5, nonnegative=name)
+    assert fitted.nonnegative == name
+    assert fitted.dimension_clusters.shape == (10,)
+    assert fitted.spectrum.leading_singular_value == pytest.approx(1, abs=1e-5)
+
+
+def test_auto_splits_signed_features_and_takes_the_root_of_others() -> None:
+    features = np.random.default_rng(0).standard_normal((100, 10)).astype(np.float32)
+    assert everything(features, 5).nonnegative == "split"
+    assert everything(np.abs(features), 5).nonnegative == "root"
+    np.testing.assert_array_equal(NONNEGATIVE["split"](np.array([[1.0, -2.0]])), [[1, 0, 0, 2]])
+
+
+def test_a_split_dimension_belongs_to_the_cluster_of_its_heavier_half() -> None:
+    features = np.random.default_rng(0).standard_normal((200, 10)).astype(np.float32) + np.linspace(
+        -1, 1, 10, dtype=np.float32
+    )
+    fitted = everything(features, 4)
+    made = fitted.matrix(features)
+    for dimension in range(10):
+        heavier = dimension + 10 * int(made[:, dimension + 10].sum() > made[:, dimension].sum())
+        assert fitted.dimension_clusters[dimension] == fitted.column_clusters[heavier]
+
+
+def test_the_number_of_clusters_follows_the_spectrum_or_the_classes() -> None:
+    assert everything(blocks(background=0.02)[0], clusters=0).clusters == 8
+    smooth = np.linspace(0.4, 0.1, 50)
+    assert choose_clusters(smooth, rows=10_000, classes=10)[0] == 40
+    assert choose_clusters(smooth, rows=100, classes=10)[0] == 12
+    assert choose_clusters(np.array([0.2, 0.01]), rows=10_000, classes=3)[0] == 12, "the tail is no gap"
+    assert "blocks" in choose_clusters(np.array([0.9, 0.8, 0.1]), rows=10_000, classes=3)[1]
+
+
+@pytest.mark.parametrize(
+    ("matrix", "message"),
+    [
+        (np.array([[1.0, -1.0]], np.float32), "negative"),
+        (np.array([[1.0, np.nan]], np.float32), "non-finite"),
+        (np.zeros((3, 2), np.float32), "All 3 rows are zero"),
+    ],
+)
+def test_what_cannot_be_co_clustered_is_refused(matrix: np.ndarray, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        spectrum(sums([matrix]), 2)
+
+
+def test_bad_requests_are_refused() -> None:
+    matrix, _, _ = blocks(images=20)
+    with pytest.raises(ValueError, match="Unknown nonnegative 'rleu'; choose one of: auto, root"):
+        everything(matrix, nonnegative="rleu")
+    with pytest.raises(ValueError, match="70 clusters of 68 rows"):
+        everything(matrix, clusters=70)
+    with pytest.raises(ValueError, match="No rows"):
+        sums([])
+    with pytest.raises(ValueError, match="choose nonnegative=split"):
+        everything(-matrix, nonnegative="root")
+
+
+def test_sums_are_plain_numbers() -> None:
+    zero = Sums(np.zeros((2, 2)), np.zeros(2), 1, 1)
+    assert (zero + zero).zero_rows == 2
+    assert zero.zero_columns == 2
+
+
+def test_clusters_are_saved_and_loaded(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    targets, images, dimensions = random.random((7, 3), np.float32), np.arange(7) - 1, np.array([1, -1, 0])
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "picture.png").write_bytes(b"picture")
+    written = save_clusters(
+        tmp_path / "a", [targets[:4], targets[4:]], images, dimensions, {"features": "f" * 64}, {"clusters": 6}
+    )
+    loaded = load_clusters(tmp_path / "a")
+    np.testing.assert_array_equal(loaded.targets, targets)
+    np.testing.assert_array_equal(loaded.image_clusters, images)
+    np.testing.assert_array_equal(loaded.dimension_clusters, dimensions)
+    assert loaded.image_clusters.dtype == loaded.dimension_clusters.dtype == np.int64
+    assert loaded.manifest == written
+    assert "picture.png" in written.files
+    assert (written.made_from, written.facts) == ({"features": "f" * 64}, {"clusters": 6})
+    for batches in ([targets[:4]], [targets, targets]):
+        with pytest.raises(ValueError, match="targets for 7 images"):
+            save_clusters(tmp_path / "b", batches, images, dimensions, {}, {})

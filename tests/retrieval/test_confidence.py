@@ -1,0 +1,72 @@
+"""Intervals against their formulas in loops, and the figures the gate relies on."""
+
+import random
+import statistics
+import time
+
+import numpy as np
+import pytest
+
+from retrieval.confidence import class_bootstrap_interval, wilson_lower_bound
+
+
+def test_ninety_per_cent_of_a_thousand_needs_91_5_seen():
+    assert wilson_lower_bound(914, 1000) < 0.9 <= wilson_lower_bound(916, 1000)
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(0, 5), (5, 5), (3, 7), (450, 500)])
+def test_the_wilson_bound_solves_its_own_equation(successes, trials):
+    bound = wilson_lower_bound(successes, trials, 0.95)
+    share = successes / trials
+    z = 1.6448536269514722
+    assert share - bound == pytest.approx(z * (bound * (1 - bound) / trials) ** 0.5, abs=1e-9)
+    assert 0 <= bound <= share
+
+
+@pytest.mark.parametrize("arguments", [(1, 0), (3, 2), (-1, 2), (1, 2, 1.0), (1, 2, 0.3)])
+def test_impossible_counts_are_refused(arguments):
+    with pytest.raises(ValueError, match=r"trials|level"):
+        wilson_lower_bound(*arguments)
+
+
+def test_the_interval_is_that_of_drawing_classes_in_a_loop():
+    generator = random.Random(0)
+    by_class = {c: [generator.random() < 0.3 + 0.05 * c for _ in range(3 + c)] for c in range(10)}
+    labels = np.array([c for c, answers in by_class.items() for _ in answers])
+    correct = np.array([answer for answers in by_class.values() for answer in answers])
+    shares = []
+    for _ in range(4000):
+        drawn = [answer for c in generator.choices(range(10), k=10) for answer in by_class[c]]
+        shares.append(sum(drawn) / len(drawn))
+    cuts = statistics.quantiles(shares, n=40)
+    low, high = class_bootstrap_interval(correct, labels, resamples=20_000)
+    assert (low, high) == pytest.approx((cuts[0], cuts[-1]), abs=0.015)
+
+
+def test_the_interval_is_seeded_and_wider_than_one_of_single_queries():
+    labels = np.repeat(np.arange(20), 50)
+    correct = np.repeat(np.arange(20) % 2 == 0, 50)  # classes all right or all wrong
+    interval = class_bootstrap_interval(correct, labels, seed=3)
+    assert interval == class_bootstrap_interval(correct, labels, seed=3)
+    single = class_bootstrap_interval(correct, np.arange(1000), seed=3)
+    assert interval[1] - interval[0] > 3 * (single[1] - single[0])
+
+
+@pytest.mark.parametrize("classes", [100, 10_000])
+def test_ten_thousand_resamples_of_ten_thousand_queries_take_no_time(classes):
+    generator = np.random.default_rng(0)
+    started = time.process_time()
+    low, high = class_bootstrap_interval(
+        generator.random(10_000) < 0.6, generator.integers(classes, size=10_000), 10_000
+    )
+    assert time.process_time() - started < 2
+    assert 0.55 < low < 0.6 < high < 0.65
+
+
+def test_one_class_or_unequal_lengths_are_refused():
+    with pytest.raises(ValueError, match="at least 2"):
+        class_bootstrap_interval(np.ones(3), np.zeros(3, int))
+    with pytest.raises(ValueError, match="one length"):
+        class_bootstrap_interval(np.ones(3), np.zeros(4, int))
+    with pytest.raises(ValueError, match="level"):
+        class_bootstrap_interval(np.ones(2), np.arange(2), level=95)

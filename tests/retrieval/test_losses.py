@@ -1,0 +1,286 @@
+"""Every loss against plain loops and against pytorch-metric-learning; properties for every entry of LOSSES."""
+
+import math
+import warnings
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from retrieval import losses
+from retrieval.losses import LOSSES, MetricObjective
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from pytorch_metric_learning import losses as peer_losses
+    from pytorch_metric_learning import miners as peer_miners
+
+DIMENSION, CLASSES = 4, 5
+
+
+def batch(rows, seed, spread=1.0):
+    """Embeddings around class centres, labels with at least one positive pair, proxies; all float64."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(CLASSES, (rows,), generator=generator)
+    labels[1] = labels[0]
+    proxies = torch.randn(CLASSES, DIMENSION, generator=generator, dtype=torch.float64)
+    noise = torch.randn(rows, DIMENSION, generator=generator, dtype=torch.float64)
+    return proxies[labels] + spread * noise, labels, proxies
+
+
+def cosine(a, b):
+    dot = sum(x * y for x, y in zip(a, b, strict=True))
+    return dot / math.sqrt(sum(x * x for x in a)) / math.sqrt(sum(y * y for y in b))
+
+
+def distance(a, b):
+    return math.sqrt(max(2 - 2 * cosine(a, b), 1e-8))
+
+
+def mean_of_positive(values):
+    active = [value for value in values if value > 0]
+    return sum(active) / max(len(active), 1)
+
+
+def loop_normalised_softmax(x, y, proxies, scale=16.0, label_smoothing=0.1):
+    total = 0.0
+    for row, label in zip(x, y, strict=True):
+        logits = [scale * cosine(row, proxy) for proxy in proxies]
+        log_sum = math.log(sum(math.exp(logit) for logit in logits))
+        for c, logit in enumerate(logits):
+            target = label_smoothing / len(proxies) + (1 - label_smoothing) * (c == label)
+            total -= target * (logit - log_sum)
+    return total / len(x)
+
+
+def loop_contrastive(x, y, positive_margin=0.25, negative_margin=0.65):
+    pull, push = [], []
+    for i in range(len(x)):
+        for j in range(len(x)):
+            if i != j and y[i] == y[j]:
+                pull.append(distance(x[i], x[j]) - positive_margin)
+            if y[i] != y[j]:
+                push.append(negative_margin - distance(x[i], x[j]))
+    return mean_of_positive(pull) + mean_of_positive(push)
+
+
+def loop_triplet(x, y, margin=0.1):
+    semi_hard, hard = [], []
+    n = range(len(x))
+    for a, p, other in ((a, p, o) for a in n for p in n for o in n if a != p and y[a] == y[p] and y[a] != y[o]):
+        violation = distance(x[a], x[p]) - distance(x[a], x[other]) + margin
+        (semi_hard if violation < margin else hard).append(violation)
+    return mean_of_positive(semi_hard if any(v > 0 for v in semi_hard) else hard)
+
+
+def loop_multi_similarity(x, y, alpha=2.0, beta=50.0, base=0.5, mining_margin=0.1):
+    total = 0.0
+    for i in range(len(x)):
+        positives = [cosine(x[i], x[j]) for j in range(len(x)) if i != j and y[i] == y[j]]
+        negatives = [cosine(x[i], x[j]) for j in range(len(x)) if y[i] != y[j]]
+        if positives and negatives:
+            pulled = [s for s in positives if s - mining_margin < max(negatives)]
+            pushed = [s for s in negatives if s + mining_margin > min(positives)]
+            total += math.log(1 + sum(math.exp(-alpha * (s - base)) for s in pulled)) / alpha
+            total += math.log(1 + sum(math.exp(beta * (s - base)) for s in pushed)) / beta
+    return total / len(x)
+
+
+def loop_proxy_anchor(x, y, proxies, margin=0.1, scale=32.0):
+    pull, push = [], []
+    for c, proxy in enumerate(proxies):
+        own = [math.exp(-scale * (cosine(r, proxy) - margin)) for r, label in zip(x, y, strict=True) if label == c]
+        others = [math.exp(scale * (cosine(r, proxy) + margin)) for r, label in zip(x, y, strict=True) if label != c]
+        pull += [math.log(1 + sum(own))] if own else []
+        push.append(math.log(1 + sum(others)))
+    return sum(pull) / len(pull) + sum(push) / len(push)
+
+
+LOOPS = {
+    "normalised_softmax": loop_normalised_softmax,
+    "contrastive": loop_contrastive,
+    "triplet": loop_triplet,
+    "multi_similarity": loop_multi_similarity,
+    "proxy_anchor": loop_proxy_anchor,
+}
+
+
+def value(name, embeddings, labels, proxies, **options):
+    given = (embeddings, labels, proxies) if LOSSES[name].uses_proxies else (embeddings, labels)
+    return LOSSES[name].function(*given, **options)
+
+
+def test_every_loss_has_a_loop():
+    assert set(LOOPS) == set(LOSSES)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@settings(deadline=None, max_examples=40)
+@given(rows=st.integers(2, 12), seed=st.integers(0, 999), spread=st.sampled_from([0.05, 0.5, 2.0]), data=st.data())
+def test_a_loss_is_its_formula_in_loops(name, rows, seed, spread, data):
+    embeddings, labels, proxies = batch(rows, seed, spread)
+    options = {
+        option: default * data.draw(st.sampled_from([0.5, 1.0, 1.3]))
+        for option, default in LOSSES[name].options.items()
+    }
+    given = [embeddings.tolist(), labels.tolist()] + ([proxies.tolist()] if LOSSES[name].uses_proxies else [])
+    expected = LOOPS[name](*given, **options)
+    assert float(value(name, embeddings, labels, proxies, **options)) == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+def peer_normalised_softmax(embeddings, labels, proxies):
+    peer = peer_losses.NormalizedSoftmaxLoss(CLASSES, DIMENSION, temperature=1 / 16)
+    peer.W.data = proxies.T.clone()
+    return peer(embeddings, labels)
+
+
+def peer_proxy_anchor(embeddings, labels, proxies):
+    peer = peer_losses.ProxyAnchorLoss(CLASSES, DIMENSION, margin=0.1, alpha=32)
+    peer.proxies.data = proxies.clone()
+    return peer(embeddings, labels)
+
+
+def peer_contrastive(embeddings, labels, _):
+    return peer_losses.ContrastiveLoss(pos_margin=0.25, neg_margin=0.65)(embeddings, labels)
+
+
+def peer_triplet(embeddings, labels, _):
+    mined = peer_miners.TripletMarginMiner(margin=0.1, type_of_triplets="semihard")(embeddings, labels)
+    return peer_losses.TripletMarginLoss(margin=0.1)(embeddings, labels, mined)
+
+
+def peer_multi_similarity(embeddings, labels, _):
+    mined = peer_miners.MultiSimilarityMiner(epsilon=0.1)(embeddings, labels)
+    return peer_losses.MultiSimilarityLoss(alpha=2, beta=50, base=0.5)(embeddings, labels, mined)
+
+
+PEERS = {
+    "normalised_softmax": (peer_normalised_softmax, {"label_smoothing": 0.0}),
+    "contrastive": (peer_contrastive, {}),
+    "triplet": (peer_triplet, {}),
+    "multi_similarity": (peer_multi_similarity, {}),
+    "proxy_anchor": (peer_proxy_anchor, {}),
+}
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("name", PEERS)
+def test_a_loss_and_its_gradient_are_those_of_pytorch_metric_learning(name, seed):
+    embeddings, labels, proxies = batch(24, seed, spread=0.7)
+    peer, options = PEERS[name]
+    ours, theirs = embeddings.clone().requires_grad_(), embeddings.clone().requires_grad_()
+    loss, expected = value(name, ours, labels, proxies, **options), peer(theirs, labels, proxies)
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_multi_similarity_without_mining_is_that_of_pytorch_metric_learning():
+    embeddings, _, proxies = batch(20, 1)
+    labels = torch.arange(20) % CLASSES
+    expected = peer_losses.MultiSimilarityLoss(alpha=2, beta=50, base=0.5)(embeddings, labels)
+    torch.testing.assert_close(value("multi_similarity", embeddings, labels, proxies, mining_margin=3.0), expected)
+
+
+HARD_BATCHES = {
+    "random": torch.randn(12, DIMENSION, generator=torch.Generator().manual_seed(0)),
+    "equal": torch.ones(12, DIMENSION),
+    "zeros": torch.zeros(12, DIMENSION),
+    "huge": 1e15 * torch.randn(12, DIMENSION, generator=torch.Generator().manual_seed(1)),
+    "duplicates": torch.randn(6, DIMENSION, generator=torch.Generator().manual_seed(2)).repeat(2, 1),
+}
+
+
+@pytest.mark.parametrize("kind", HARD_BATCHES)
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_and_its_gradients_are_finite(name, kind):
+    objective = MetricObjective(name, 3, DIMENSION)
+    embeddings = HARD_BATCHES[kind].clone().requires_grad_()
+    loss = objective(embeddings, torch.arange(12) % 3)
+    loss.backward()
+    assert loss.shape == ()
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(x.grad).all() for x in (embeddings, *objective.parameters()))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_is_blind_to_order_to_scale_and_to_autocast(name):
+    embeddings, labels, proxies = batch(16, seed=3)
+    embeddings, proxies = embeddings.float(), proxies.float()
+    plain = value(name, embeddings, labels, proxies)
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(value(name, embeddings[order], labels[order], proxies), plain)
+    scale = torch.logspace(-2, 2, 16).unsqueeze(1)
+    torch.testing.assert_close(value(name, embeddings * scale, labels, 7 * proxies), plain)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under = value(name, embeddings, labels, proxies)
+    assert under.dtype == torch.float32
+    assert torch.equal(under, plain)
+    assert value(name, embeddings.bfloat16(), labels, proxies).dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_step_along_the_gradient_lowers_the_loss(name):
+    torch.manual_seed(0)
+    objective = MetricObjective(name, CLASSES, DIMENSION)
+    embeddings, labels, _ = batch(20, seed=5, spread=1.5)
+    embeddings = embeddings.float().requires_grad_()
+    optimiser = torch.optim.SGD([embeddings, *objective.parameters()], lr=0.05)
+    first = objective(embeddings, labels)
+    for _ in range(20):
+        optimiser.zero_grad()
+        loss = objective(embeddings, labels)
+        loss.backward()
+        optimiser.step()
+    assert loss < first
+
+
+def test_triplets_without_a_semi_hard_one_fall_back_on_hard_ones():
+    embeddings = torch.tensor([[1.0, 0.0], [-1.0, 0.1], [1.0, 0.01]], requires_grad=True)
+    loss = losses.triplet(embeddings, torch.tensor([0, 0, 1]))
+    assert loss > 1
+    loss.backward()
+    assert embeddings.grad.abs().sum() > 0
+
+
+def test_triplets_that_all_hold_give_zero():
+    embeddings = torch.tensor([[1.0, 0.0], [1.0, 0.01], [-1.0, 0.0]], requires_grad=True)
+    loss = losses.triplet(embeddings, torch.tensor([0, 0, 1]))
+    loss.backward()
+    assert loss == 0
+    assert (embeddings.grad == 0).all()
+
+
+@pytest.mark.parametrize("name", [name for name, loss in LOSSES.items() if not loss.uses_proxies])
+def test_a_batch_without_positive_pairs_is_refused(name):
+    with pytest.raises(ValueError, match="at least 2 images of a class in a batch to form a positive pair"):
+        LOSSES[name].function(torch.randn(4, 3), torch.arange(4))
+    with pytest.raises(ValueError, match="positive pair"):
+        MetricObjective(name, 4, 3)(torch.randn(4, 3), torch.arange(4))
+
+
+def test_an_unknown_loss_option_or_label_is_refused_with_the_choices():
+    with pytest.raises(ValueError, match=r"Unknown loss 'tripplet'; choose one of: normalised_softmax, contrastive"):
+        MetricObjective("tripplet", 3, 2)
+    with pytest.raises(ValueError, match=r"triplet has no option 'margn'; choose from: margin"):
+        MetricObjective("triplet", 3, 2, margn=0.1)
+    with pytest.raises(ValueError, match="classes is 1"):
+        MetricObjective("triplet", 1, 2)
+    with pytest.raises(ValueError, match="int64 from 0 to 2"):
+        MetricObjective("proxy_anchor", 3, 2)(torch.randn(2, 2), torch.tensor([0, 3]))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_an_objective_owns_proxies_only_when_its_loss_uses_them_and_its_options_arrive(name):
+    torch.manual_seed(0)
+    objective = MetricObjective(name, 6, DIMENSION)
+    assert (objective.proxies is not None) == LOSSES[name].uses_proxies == bool(list(objective.parameters()))
+    if objective.proxies is not None:
+        torch.testing.assert_close(objective.proxies.norm(dim=1), torch.ones(6))
+    option, default = next(iter(LOSSES[name].options.items()))
+    torch.manual_seed(0)
+    changed = MetricObjective(name, 6, DIMENSION, **{option: default * 1.5})
+    embeddings, labels, _ = batch(16, seed=7)
+    assert changed(embeddings.float(), labels) != objective(embeddings.float(), labels)

@@ -1,0 +1,187 @@
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from torch import Tensor
+
+from retrieval.dataset import Dataset, save_dataset
+from retrieval.evaluation import evaluation_digest
+from retrieval.measurement import Options, judge, measure_stage, protocol, shares_classes, trade
+
+OPTIONS = Options(acceptance=0.9, resamples=200)
+
+
+def dataset_of(folder: Path, splits: list[str], labels: np.ndarray, image_size: int = 4) -> Dataset:
+    count = len(labels)
+    names = [f"class {label}" for label in range(labels.max() + 1)]
+    columns = {
+        "id": np.arange(count),
+        "label": labels,
+        "class_name": [names[label] for label in labels],
+        "split": splits,
+        "source": [f"{row}.png" for row in range(count)],
+        "sha256": [f"{row:064d}" for row in range(count)],
+        "width": [9] * count,
+        "height": [9] * count,
+    }
+    images = np.zeros((count, image_size, image_size, 3), np.uint8)
+    return save_dataset(folder, [images], pa.table(columns), names, {})
+
+
+@pytest.fixture
+def closed(tmp_path: Path) -> Dataset:
+    """Five classes, 200 images: in turn two to train on, one to validate and one to test; class 4 has one test image."""
+    labels = np.where(np.arange(200) < 4, 4, np.arange(200) // 4 % 4)
+    return dataset_of(tmp_path / "closed", ["train", "validation", "test", "train"] * 50, labels)
+
+
+@pytest.fixture
+def vectors() -> Tensor:
+    """Near their class, some of them far from it."""
+    generator = torch.Generator().manual_seed(5)
+    labels = torch.where(torch.arange(200) < 4, 4, torch.arange(200) // 4 % 4)
+    return torch.nn.functional.one_hot(labels, 6) * 2.3 + torch.randn(200, 6, generator=generator)
+
+
+def by_hand(vectors: Tensor, labels: np.ndarray) -> tuple[dict[int, int], float]:
+    """The nearest other image of each query that has another of its class, and R@1, in plain loops over float64."""
+    unit = vectors.double() / vectors.double().norm(dim=1, keepdim=True)
+    found = {}
+    for query in range(len(unit)):
+        if sum(labels == labels[query]) < 2:
+            continue
+        others = [(float(unit[query] @ unit[row]), -row) for row in range(len(unit)) if row != query]
+        found[query] = -max(others)[1]
+    return found, float(np.mean([labels[query] == labels[row] for query, row in found.items()]))
+
+
+def test_the_numbers_are_those_of_plain_loops(closed: Dataset, vectors: Tensor) -> None:
+    evaluation, queries = judge({"model": lambda rows: vectors[rows]}, closed, "m" * 64, OPTIONS)
+    rows = closed.rows("test")
+    found, recall = by_hand(vectors[rows], closed.labels[rows])
+    assert evaluation.recall_at_1 == pytest.approx(recall, abs=1e-12)
+    assert evaluation.stages[-1].recall_at_1 == evaluation.recall_at_1
+    assert dict(zip(queries["query"].to_pylist(), queries["nearest"].to_pylist(), strict=True)) == {
+        int(rows[query]): int(rows[row]) for query, row in found.items()
+    }
+    assert (evaluation.queries, evaluation.queries_without_positive, evaluation.classes) == (49, 1, 4)
+    assert evaluation.recall_at_1_low <= evaluation.recall_at_1 <= evaluation.recall_at_1_high
+    unit = torch.nn.functional.normalize(vectors)
+    train = closed.rows("train")
+    nearest = train[(unit[rows] @ unit[train].T).argmax(1)]
+    to_train = np.mean(closed.labels[nearest] == closed.labels[rows])
+    assert evaluation.stages[-1].recall_at_1_to_train == pytest.approx(to_train)
+
+
+def test_a_row_a_query_and_none_finds_itself(closed: Dataset, vectors: Tensor) -> None:
+    vectors[6] = vectors[10]  # the same vector twice among the test images: the index excludes, not the similarity
+    _, queries = judge({"model": lambda rows: vectors[rows]}, closed, "m" * 64, OPTIONS)
+    test = set(closed.rows("test").tolist())
+    for query in queries.to_pylist():
+        assert query["query"] in test
+        assert set(query["neighbours"]) <= test - {query["query"]}
+        assert len(set(query["neighbours"])) == 8
+        assert query["neighbours"][0] == query["nearest"]
+        assert query["neighbour_similarities"][0] == pytest.approx(query["similarity"], abs=1e-6)
+        assert query["correct"] == (query["nearest_label"] == query["label"])
+    twins = [query for query in queries.to_pylist() if query["query"] in (6, 10)]
+    assert {query["nearest"] for query in twins} == {6, 10}
+
+
+def test_recall_by_class_adds_up(closed: Dataset, vectors: Tensor) -> None:
+    evaluation, _ = judge({"model": lambda rows: vectors[rows]}, closed, "m" * 64, OPTIONS)
+    recalls = evaluation.recall_by_class
+    assert sum(recall.queries for recall in recalls) == evaluation.queries
+    assert sum(recall.queries * recall.recall_at_1 for recall in recalls) == pytest.approx(
+        evaluation.queries * evaluation.recall_at_1
+    )
+    assert np.mean([recall.recall_at_1 for recall in recalls]) == pytest.approx(evaluation.macro_recall_at_1)
+    assert [recall.recall_at_1 for recall in recalls] == sorted(recall.recall_at_1 for recall in recalls)
+
+
+def test_the_threshold_comes_from_validation_alone(closed: Dataset, vectors: Tensor) -> None:
+    first, _ = judge({"model": lambda rows: vectors[rows]}, closed, "m" * 64, OPTIONS)
+    assert first.threshold.value is not None
+    changed = vectors.clone()
+    changed[closed.rows("test")] = torch.randn(50, 6, generator=torch.Generator().manual_seed(7))
+    second, _ = judge({"model": lambda rows: changed[rows]}, closed, "m" * 64, OPTIONS)
+    assert second.threshold.value == first.threshold.value
+    assert second.threshold.validation_curve == first.threshold.validation_curve
+    assert second.threshold.precision != first.threshold.precision
+    changed = vectors.clone()
+    changed[closed.rows("validation")] *= torch.tensor([1.0, 1, 1, 1, 9, 9])
+    assert judge({"model": lambda rows: changed[rows]}, closed, "m" * 64, OPTIONS)[0].threshold != first.threshold
+
+
+def test_the_threshold_on_test_is_what_its_rows_say(closed: Dataset, vectors: Tensor) -> None:
+    evaluation, queries = judge({"model": lambda rows: vectors[rows]}, closed, "m" * 64, OPTIONS)
+    threshold = evaluation.threshold
+    similarity, correct = queries["similarity"].to_numpy(), queries["correct"].to_numpy(zero_copy_only=False)
+    accepted = similarity >= threshold.value
+    assert threshold.coverage == pytest.approx(accepted.mean())
+    assert threshold.precision == pytest.approx(correct[accepted].mean())
+    assert threshold.validation_precision is not None
+    assert threshold.validation_precision >= 0.9
+
+
+def test_without_validation_images_no_threshold_is_chosen(tmp_path: Path, vectors: Tensor) -> None:
+    data = dataset_of(tmp_path / "data", ["train", "test"] * 20, np.arange(40) // 2 % 4)
+    evaluation, _ = judge({"model": lambda rows: vectors[rows]}, data, "m" * 64, OPTIONS)
+    assert (evaluation.threshold.reached, evaluation.threshold.value) == (False, None)
+    assert evaluation.threshold.validation_queries == 0
+
+
+def test_classes_never_trained_on_have_no_training_gallery(tmp_path: Path, vectors: Tensor) -> None:
+    labels = np.arange(40) // 10
+    data = dataset_of(tmp_path / "data", ["train"] * 10 + ["validation"] * 10 + ["test"] * 20, labels)
+    asked: list[np.ndarray] = []
+
+    def embed(rows: np.ndarray) -> Tensor:
+        asked.append(rows)
+        return vectors[rows]
+
+    stage, _, _ = measure_stage("model", embed, data, OPTIONS)
+    assert not shares_classes(data)
+    assert stage.recall_at_1_to_train is None
+    assert "disjoint" in protocol(data)
+    assert [rows.tolist() for rows in asked] == [data.rows("test").tolist()]
+
+
+def test_test_images_without_a_pair_are_refused(tmp_path: Path, vectors: Tensor) -> None:
+    data = dataset_of(tmp_path / "data", ["train", "train", "test"], np.array([0, 0, 0]))
+    with pytest.raises(ValueError, match="The 1 test images have no two of one class"):
+        measure_stage("model", lambda rows: vectors[rows], data, OPTIONS)
+
+
+def test_the_digest_is_of_the_task_not_of_the_model_or_the_size(
+    closed: Dataset, tmp_path: Path, vectors: Tensor
+) -> None:
+    first, _ = judge({"model": lambda rows: vectors[rows]}, closed, "m" * 64, OPTIONS)
+    larger = dataset_of(tmp_path / "larger", closed.index["split"].to_pylist(), closed.labels, image_size=8)
+    second, _ = judge({"model": lambda rows: -vectors[rows][:, :3]}, larger, "n" * 64, OPTIONS)
+    assert first.evaluation_digest == second.evaluation_digest
+    assert first.dataset_digest != second.dataset_digest
+    rows = closed.rows("test")
+    images = [(f"{row:064d}", f"class {closed.labels[row]}") for row in rows]
+    assert first.evaluation_digest == evaluation_digest(protocol(closed), images[::-1])
+
+
+def test_the_same_seed_gives_the_same_evaluation(closed: Dataset, vectors: Tensor) -> None:
+    first, second = (judge({"model": lambda rows: vectors[rows]}, closed, "m" * 64, OPTIONS) for _ in range(2))
+    assert first[0] == second[0]
+    assert first[1].equals(second[1])
+
+
+def test_the_trade_is_that_of_counting() -> None:
+    generator = np.random.default_rng(0)
+    similarity = generator.integers(0, 20, 60) / 20
+    correct = generator.random(60) < similarity
+    points = trade(similarity, correct, points=40)
+    for point in points:
+        accepted = similarity >= point.similarity - 1e-12
+        assert point.coverage == pytest.approx(accepted.mean())
+        assert point.precision == pytest.approx(correct[accepted].mean())
+    assert points[0].coverage == 1
+    assert [point.similarity for point in points] == sorted({point.similarity for point in points})

@@ -1,0 +1,122 @@
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from retrieval import registry
+from retrieval.manifest import write_manifest
+from retrieval.registry import ModelVersion, champion, register, set_champion, tag_version
+from retrieval.tracking import TrackingError, client, step_run
+
+pytestmark = pytest.mark.usefixtures("mlflow_home")
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder by its files; registering reads none of them."""
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "weights.safetensors").write_bytes(b"weights")
+    (folder / "config.json").write_text("{}")
+    write_manifest(folder, "model", 1)
+    return folder
+
+
+def version_of(model_folder: Path, name: str, digest: str = "a" * 64, **tags: str) -> ModelVersion:
+    with step_run("promote", {}) as run:
+        return register(model_folder, name, digest, {f"rankone.{key}": text for key, text in tags.items()}, run.run_id)
+
+
+def versions(name: str) -> list[int]:
+    return sorted(int(found.version) for found in client().search_model_versions(f"name = '{name}'"))
+
+
+def test_a_registry_without_the_model_or_the_alias_has_no_champion(model_folder: Path) -> None:
+    assert champion("nobody") is None
+    version_of(model_folder, "without-alias")
+    assert champion("without-alias") is None
+
+
+def test_a_version_carries_its_lineage_and_its_files(model_folder: Path) -> None:
+    found = version_of(model_folder, "lineage", recall_at_1="0.95", evaluation_digest="e" * 64, queries="540")
+    assert (found.name, found.version, found.model_digest) == ("lineage", 1, "a" * 64)
+    assert (found.evidence.recall_at_1, found.evidence.queries, found.evidence.version) == (0.95, 540, "1")
+    files = Path(client().get_model_version_download_uri("lineage", "1").removeprefix("file://").replace("%20", " "))
+    assert [path.read_bytes() for path in files.rglob("weights.safetensors")] == [b"weights"]
+    assert not list(files.rglob("*.pkl"))
+
+
+def test_a_version_that_was_registered_by_hand_has_no_evidence() -> None:
+    by_hand = ModelVersion("rankone", 3, tags={"rankone.recall_at_1": "good"})
+    assert by_hand.evidence.recall_at_1 != by_hand.evidence.recall_at_1
+    assert by_hand.evidence.evaluation_digest == ""
+    assert by_hand.model_digest == ""
+
+
+def test_a_retried_registration_leaves_one_version(model_folder: Path) -> None:
+    first = version_of(model_folder, "retried", outcome="promoted")
+    assert version_of(model_folder, "retried", outcome="rejected") == first
+    assert versions("retried") == [1]
+    assert version_of(model_folder, "retried", "b" * 64).version == 2
+    assert version_of(model_folder, "retried") == first
+    assert version_of(model_folder, "retried-elsewhere").version == 1
+
+
+def test_a_registration_that_broke_off_halfway_is_made_again(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> str:
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "_log_model", broken)
+        with pytest.raises(TrackingError, match="disk full"):
+            version_of(model_folder, "halfway")
+    assert versions("halfway") == []
+    assert version_of(model_folder, "halfway").version == 1
+
+
+def test_the_alias_moves_and_is_read_back(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for digest in ("a" * 64, "b" * 64):
+        version_of(model_folder, "alias", digest)
+    set_champion("alias", 1)
+    assert champion("alias").version == 1
+    set_champion("alias", 2)
+    set_champion("alias", 2)
+    assert champion("alias").version == 2
+    monkeypatch.setattr(client(), "set_registered_model_alias", lambda *_: None)  # as when somebody else is quicker
+    with pytest.raises(TrackingError, match="set to version 1 and is at 2"):
+        set_champion("alias", 1)
+    with pytest.raises(TrackingError):
+        set_champion("nobody", 1)
+
+
+def test_tags_of_a_version_are_renewed(model_folder: Path) -> None:
+    version_of(model_folder, "tags", recall_at_1="0.5")
+    set_champion("tags", 1)
+    tag_version("tags", 1, {"rankone.recall_at_1": "0.75"})
+    assert champion("tags").evidence.recall_at_1 == 0.75
+
+
+def register_once(folder: Path) -> int:
+    return version_of(folder, "at-once").version
+
+
+def test_registrations_at_once_leave_one_version(model_folder: Path) -> None:
+    client()
+    with multiprocessing.get_context("fork").Pool(4) as pool:
+        numbers = pool.map(register_once, [model_folder] * 4, chunksize=1)
+    assert len(set(numbers)) == 1
+    assert versions("at-once") == sorted(set(numbers))
+
+
+@pytest.mark.parametrize(
+    ("trained_with", "line"),
+    [({"absent": "2.1.0+cpu"}, "absent==2.1.0"), ({}, "absent"), ({"mlflow": "0.1"}, None)],
+)
+def test_requirements_are_pinned_to_what_is_here_or_to_what_trained(
+    trained_with: dict[str, str], line: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "SERVED_WITH", ("mlflow", "absent"))
+    lines = registry.requirements(trained_with)
+    assert lines[0].startswith("mlflow==3.")
+    assert line is None or lines[1] == line
