@@ -6,15 +6,15 @@ images -> dataset -> features -> clusters -> model -> tuned model -> evaluation 
 from collections.abc import Callable
 from typing import Any
 
-from components.co_cluster.component import co_cluster
-from components.finetune_metric.component import finetune_metric
-from components.finetune_softmax.component import finetune_softmax
-from components.prepare_data.component import prepare_data
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
+from components.co_cluster.component import co_cluster
 from components.declare import with_knobs_of
 from components.evaluate.component import evaluate
+from components.finetune_metric.component import finetune_metric
+from components.finetune_softmax.component import finetune_softmax
+from components.prepare_data.component import prepare_data
 from components.pretrain.component import pretrain
 from components.promote.component import promote
 

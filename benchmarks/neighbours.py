@@ -35,6 +35,9 @@ def main() -> None:
     ratios = [min(run[i + 3] for run in runs) / min(run[i] for run in runs) for i in (0, 1)]
     print(f"  faiss / ours       {ratios[0]:8.2f}   wall {ratios[1]:8.2f}   CPU")
     print(f"  equal neighbours   {(runs[0][2] == runs[0][5]).mean():8.3%}")
+    for row in np.flatnonzero(runs[0][2] != runs[0][5])[:5]:
+        exact = [cosine(embeddings, row, int(found[row])) for found in (runs[0][2], runs[0][5])]
+        print(f"    query {row}: float64 similarity of ours {exact[0]:.9f}, of faiss's {exact[1]:.9f}")
 
 
 def clustered(images: int, dimension: int, classes: int) -> torch.Tensor:
@@ -53,6 +56,10 @@ def by_faiss(embeddings: torch.Tensor) -> np.ndarray:
     index.add(embeddings.numpy())
     hits = index.search(embeddings.numpy(), 2)[1]
     return np.where(hits[:, 0] == np.arange(len(hits)), hits[:, 1], hits[:, 0])
+
+
+def cosine(embeddings: torch.Tensor, left: int, right: int) -> float:
+    return float(torch.nn.functional.cosine_similarity(embeddings[left].double(), embeddings[right].double(), dim=0))
 
 
 def timed(work: Callable[[], np.ndarray]) -> tuple[float, float, np.ndarray]:

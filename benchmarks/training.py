@@ -68,7 +68,7 @@ def loop(arguments: argparse.Namespace, dataset: Dataset, device: torch.device) 
             network,
             ByLabel(loss),
             images,
-            torch.from_numpy(dataset.labels),
+            torch.tensor(dataset.labels),
             Schedule(2, 0.01),
             batch_size=arguments.batch_size,
             seed=0,

@@ -16,7 +16,9 @@ IMAGENET_SIZE = 224
 
 def feature_trunk(name: str) -> nn.Sequential:
     """The `features` of a classifier that keeps its convolutions under that name."""
-    return _classifier(name).features
+    trunk = _classifier(name).features
+    assert isinstance(trunk, nn.Sequential)
+    return trunk
 
 
 def residual_trunk(name: str) -> nn.Sequential:
@@ -58,7 +60,7 @@ class Backbone(nn.Module):
         Args:
             name: one of BACKBONES.
             image_size: height and width of the images that come in; poolings but "flatten" take others too.
-            depths: which maps to take, counted from the end: 1 is the last one, 2 the last before the resolution halves, ...
+            depths: which maps to take, counted from the end: 1 is the last, 2 the last before the resolution halves...
             pooling: one of POOLINGS.
 
         Raises:
@@ -121,7 +123,8 @@ def taken_layers(name: str, depths: Sequence[int]) -> tuple[int, ...]:
     wrong = [depth for depth in depths if not 1 <= depth <= len(ends)]
     if wrong or not depths or len(set(depths)) != len(depths):
         raise ValueError(
-            f"depths is {list(depths)}; {name} has {len(ends)} maps: name some of 1 (the last) to {len(ends)}, each once."
+            f"depths is {list(depths)}; {name} has {len(ends)} maps: name some of 1 (the last) to "
+            f"{len(ends)}, each once."
         )
     return tuple(ends[-depth] for depth in depths)
 
@@ -163,7 +166,9 @@ def _refuse_small(name: str, taken: tuple[int, ...], image_size: int) -> None:
     vanishing = _vanishing_layer(name, taken, image_size)
     if vanishing is not None:
         layer = list(empty_trunk(name).named_children())[vanishing]
-        least = next(size for size in range(image_size, IMAGENET_SIZE + 1) if _vanishing_layer(name, taken, size) is None)
+        least = next(
+            size for size in range(image_size, IMAGENET_SIZE + 1) if _vanishing_layer(name, taken, size) is None
+        )
         raise ValueError(
             f"Images of {image_size} px vanish in {name}, at its layer {vanishing} ('{layer[0]}', "
             f"{type(layer[1]).__name__}); it needs {least} px or more. Give a larger backbone_image_size."

@@ -5,7 +5,7 @@ from torch.nn.functional import cross_entropy
 
 
 class ClassLayer(nn.Module):
-    """A linear layer from features to classes and its cross-entropy, with smoothed labels (Szegedy et al., CVPR 2016)."""
+    """A linear layer from features to classes and its cross-entropy, labels smoothed (Szegedy et al., CVPR 2016)."""
 
     def __init__(self, features: int, classes: int, label_smoothing: float = 0.1) -> None:
         super().__init__()

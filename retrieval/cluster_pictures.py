@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 from retrieval.dataset import Dataset
 
 MOST_ROWS, MOST_COLUMNS = 160, 160  # cells of the picture; larger matrices are averaged
+CLUSTERS_RULED = 40  # more lines between clusters would hide what they part
 CLUSTERS_SHOWN, IMAGES_SHOWN = 24, 16  # of the sheet
 SIDE, MARGIN = 48, 3  # pixels
 INK, SOFT = "#1c2430", "#5c6777"
@@ -45,11 +46,12 @@ def block_matrix(matrix: np.ndarray, row_clusters: np.ndarray, column_clusters: 
         extent=(0, matrix.shape[1], matrix.shape[0], 0),
         interpolation="nearest",
     )
-    for edge in np.flatnonzero(np.diff(np.sort(row_clusters))) + 1:
-        axes.axhline(float(edge), color=INK, linewidth=0.3, alpha=0.5)
-    for edge in np.flatnonzero(np.diff(np.sort(column_clusters))) + 1:
-        axes.axvline(float(edge), color=INK, linewidth=0.3, alpha=0.5)
-    axes.set_xlabel("feature dimensions, by cluster", color=SOFT)
+    if len(np.unique(row_clusters)) <= CLUSTERS_RULED:
+        for edge in np.flatnonzero(np.diff(np.sort(row_clusters))) + 1:
+            axes.axhline(float(edge), color=INK, linewidth=0.3, alpha=0.5)
+        for edge in np.flatnonzero(np.diff(np.sort(column_clusters))) + 1:
+            axes.axvline(float(edge), color=INK, linewidth=0.3, alpha=0.5)
+    axes.set_xlabel("feature columns, by cluster", color=SOFT)
     axes.set_ylabel("training images, by cluster", color=SOFT)
     axes.set_title(f"{len(np.unique(row_clusters))} co-clusters", color=INK, loc="left")
     bar = figure.colorbar(shown, ax=axes, shrink=0.5, ticks=[-2, -1, 0, 1, 2])

@@ -163,7 +163,7 @@ def _open(content: bytes, limits: Limits) -> Image.Image:
 
 
 def _decode_jpeg(content: bytes, limits: Limits, image_size: int) -> Picture:
-    """A JPEG by libjpeg-turbo with its warnings of damage, which Pillow swallows; metadata and CMYK are left to Pillow."""
+    """A JPEG by libjpeg-turbo with its warnings of damage, which Pillow swallows; metadata and CMYK go to Pillow."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
     except ValueError as error:

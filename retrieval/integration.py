@@ -14,7 +14,7 @@ class Integration(nn.Module):
 
     Attributes:
         widths: features of each depth; they come laid end to end.
-        power: features are raised to it, keeping their sign; 0.5 tames bursts (Jegou and Chum, ECCV 2012), 1 keeps them.
+        power: features are raised to it, keeping their sign; 0.5 tames bursts (Jegou and Chum, ECCV 2012).
         mean: (D,) of the training images' features, after the power and the norm.
         projection: (D, d) half-whitened principal directions.
     """
@@ -34,7 +34,7 @@ class Integration(nn.Module):
 
 
 def level(pooled: Tensor, widths: Sequence[int], power: float) -> Tensor:
-    """Bring the depths to one scale: the signed power of every feature, then L2 norm 1 for each depth. (b, D) -> (b, D)."""
+    """Bring depths to one scale: signed power of every feature, then L2 norm 1 for each depth. (b, D) -> (b, D)."""
     powered = pooled if power == 1 else pooled.sign() * pooled.abs().pow(power)
     return torch.cat([normalize(part, dim=1) for part in powered.split(list(widths), dim=1)], 1)
 
@@ -49,7 +49,7 @@ def learn_integration(
 ) -> Integration:
     """Half PCA-whitening learned on the training images: component j is divided by the fourth root of its variance.
 
-    Whole whitening divides by the square root, which makes the weak directions as loud as the strong ones and loses R@1.
+    Whole whitening divides by the square root: weak directions become as loud as strong ones, which loses R@1.
 
     Args:
         pooled: (n, D) float, features of training images only, the depths laid end to end.
@@ -63,7 +63,9 @@ def learn_integration(
         ValueError: fewer than two images, a feature that is not finite, or all images with the same features.
     """
     if len(pooled) < 2:
-        raise ValueError(f"{len(pooled)} training images; the integration of features needs 2 or more to see a variance.")
+        raise ValueError(
+            f"{len(pooled)} training images; the integration of features needs 2 or more to see a variance."
+        )
     mean, covariance = _moments(pooled, widths, power, device, rows_per_block)
     if not torch.isfinite(covariance).all():
         raise ValueError("Features of the training images are not finite: lower the learning rate of the backbone.")
@@ -72,7 +74,9 @@ def learn_integration(
     if kept == 0:
         raise ValueError("All training images have the same features: the backbone tells nothing apart.")
     variances, directions = variances.flip(0)[:kept], directions.flip(1)[:, :kept]
-    signs = directions.gather(0, directions.abs().argmax(0, keepdim=True)).sign()  # an eigenvector has no sign of its own
+    signs = directions.gather(
+        0, directions.abs().argmax(0, keepdim=True)
+    ).sign()  # an eigenvector has no sign of its own
     integration = Integration(widths, kept, power)
     integration.mean.copy_(mean)
     integration.projection.copy_(directions * signs * variances.pow(-0.25))

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from retrieval.home import home
 
+OBJECTS_PER_PAGE = 1000  # of a listing; the most that S3 gives
 CIFAR100_FOLDER = "cifar-100-python"
 CIFAR100_FILES = (f"{CIFAR100_FOLDER}/train", f"{CIFAR100_FOLDER}/test", f"{CIFAR100_FOLDER}/meta")
 
@@ -145,7 +146,10 @@ class Bucket:
             ValueError: the store cannot be reached or refuses; names endpoint, bucket and action, never a key.
         """
         client = s3_client()
-        pages = client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=self.prefix)
+        paginator = client.get_paginator("list_objects_v2")
+        pages = paginator.paginate(
+            Bucket=self.name, Prefix=self.prefix, PaginationConfig={"PageSize": OBJECTS_PER_PAGE}
+        )
         with clear_s3_errors(client, self.name, f"listing s3://{self.name}/{self.prefix}"):
             found = [entry for page in pages for entry in page.get("Contents", [])]
         listed = [

@@ -72,9 +72,13 @@ class ModelConfig:
         if self.head not in HEADS:
             raise ValueError(f"Unknown head '{self.head}'; choose one of: {', '.join(HEADS)}.")
         if self.architecture == FOUR_LAYER and self.head != "linear":
-            raise ValueError(f"head is '{self.head}'; {FOUR_LAYER} has a fully connected layer of its own: use 'linear'.")
+            raise ValueError(
+                f"head is '{self.head}'; {FOUR_LAYER} has a fully connected layer of its own: use 'linear'."
+            )
         if (self.dimension == 0) != (self.head == "none") or self.dimension < 0:
-            raise ValueError(f"dimension is {self.dimension} for head '{self.head}'; it must be 0 for 'none', else 1 or more.")
+            raise ValueError(
+                f"dimension is {self.dimension} for head '{self.head}'; it must be 0 for 'none', else 1 or more."
+            )
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ValueError(f"mean is {self.mean} and std {self.std}; give three numbers each, std above 0.")
         if self.image_size < 1 or self.network_size < 0:
@@ -108,8 +112,16 @@ class EmbeddingModel(nn.Module):
         self.config = config
         self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1), persistent=False)
+        self.network: FourLayer | Backbone
+        self.head: nn.Module
         self.network, self.head = _four_layer(config) if config.architecture == FOUR_LAYER else _backbone(config)
-        self.dimension = config.dimension or sum(self.network.widths)
+        self.dimension = config.dimension or sum(self.backbone.widths)
+
+    @property
+    def backbone(self) -> Backbone:
+        """The network, which must be a backbone."""
+        assert isinstance(self.network, Backbone), f"{self.config.architecture} is no backbone"
+        return self.network
 
     def forward(self, images: Tensor) -> Tensor:
         """Embed a batch.
@@ -142,7 +154,7 @@ def build_network(config: ModelConfig) -> EmbeddingModel:
     Raises:
         ValueError: the config has no such network: a map would vanish, or an option is unknown.
     """
-    return EmbeddingModel(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return EmbeddingModel(config).to(memory_format=torch.channels_last)
 
 
 def save_model(folder: Path, model: EmbeddingModel, made_from: dict[str, str], facts: dict[str, Any]) -> Manifest:
@@ -186,11 +198,12 @@ def load_config(folder: Path) -> ModelConfig:
     Raises:
         ValueError: an option that this version does not know.
     """
-    values = json.loads((folder / CONFIG).read_text())
+    values: dict[str, Any] = json.loads((folder / CONFIG).read_text())
     unknown = sorted(set(values) - {field.name for field in fields(ModelConfig)})
     if unknown:
         raise ValueError(f"{folder / CONFIG} has the option '{unknown[0]}', which this version does not know.")
-    return ModelConfig(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return ModelConfig(**given)
 
 
 def read_model_manifest(folder: Path) -> Manifest:

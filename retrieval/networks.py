@@ -14,7 +14,7 @@ MAP_POOLS: dict[str, type[nn.MaxPool2d] | type[nn.AvgPool2d]] = {"max": nn.MaxPo
 
 
 def output_size(n: int, k: int, s: int, p_left: int, p_right: int) -> int:
-    """Length of what a window of k leaves of n, moved by s with padding on both sides; below 1 there is nothing left."""
+    """Length of what a window of k leaves of n, moved by s with padding on both sides; below 1 nothing is left."""
     return (n + p_left + p_right - k) // s + 1
 
 
@@ -71,16 +71,15 @@ def convolutions(
         channels: one number a layer.
         kernels: one number a layer, or two: height and width.
         strides: one number a layer, or two: down and right.
-        paddings: one number a layer (all sides), two (top and bottom, left and right) or four (left, right, top, bottom).
+        paddings: one number a layer (all sides), two (top and bottom, left and right) or four (left, right, top,
+            bottom).
         pools: one number a layer; 1 for no pooling.
 
     Raises:
         ValueError: a list of the wrong length, a padding below 0 or another number below 1.
     """
-    for name, values, least in [("channels", channels, 1), ("kernels", kernels, 1), ("strides", strides, 1)] + [
-        ("paddings", paddings, 0),
-        ("pools", pools, 1),
-    ]:
+    from_one = [("channels", channels), ("kernels", kernels), ("strides", strides), ("pools", pools)]
+    for name, values, least in [*((*entry, 1) for entry in from_one), ("paddings", paddings, 0)]:
         if any(value < least for value in values):
             raise ValueError(f"{name} is {list(values)}; every number must be at least {least}.")
     grouped = zip(
@@ -131,7 +130,7 @@ def layer_shapes(
 
 
 class FourLayer(nn.Module):
-    """Three convolutions, each with batch norm, ReLU and a pooling, and one fully connected layer: the paper's network."""
+    """The paper's network: three convolutions, each with batch norm, ReLU and a pooling, and a linear layer."""
 
     def __init__(
         self,

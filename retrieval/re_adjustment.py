@@ -102,5 +102,11 @@ def choose_adjustment(
     chosen = Adjustment(by, strength, measured, "")
     best = {way: chosen.best_of(way) for way in (NONE, *groupings)}
     shown = ", ".join(f"{way} {recall:.4f}" for way, recall in best.items() if recall is not None)
-    verdict = "co-clustering beats its controls" if by == CO_CLUSTERING else "co-clustering does not beat its controls"
-    return Adjustment(by, strength, measured, f"{verdict} in R@1 on validation ({shown}): {by} at strength {strength}")
+    control = max(recall for way, recall in best.items() if recall is not None and way != CO_CLUSTERING)
+    verdict = "does not beat" if by != CO_CLUSTERING else "beats" if measured[by, strength] > control else "equals"
+    return Adjustment(
+        by,
+        strength,
+        measured,
+        f"co-clustering {verdict} its controls in R@1 on validation ({shown}): {by} at strength {strength:g}",
+    )

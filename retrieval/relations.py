@@ -8,9 +8,9 @@ from torch.nn.functional import normalize
 class Relations(nn.Module):
     """Makes the cosines among the images of a batch rise and fall with the targets' (Park et al., CVPR 2019).
 
-    The loss is 1 - the correlation of the two over all pairs of the batch: 0 when they agree, 1 for a network that knows
-    nothing. The targets may have any number of dimensions. A network whose embeddings all point one way, as at the
-    beginning, does not stand out by that: the squared error of the cosines would drown everything else in it.
+    The loss is 1 - the correlation of the two over all pairs of the batch: 0 when they agree, 1 for a network that
+    knows nothing. The targets may have any number of dimensions. A network whose embeddings all point one way, as at
+    the beginning, does not stand out by that: the squared error of the cosines would drown everything else in it.
     """
 
     targets: Tensor

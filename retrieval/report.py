@@ -69,7 +69,7 @@ def render_report(
     environment.filters["percent"] = percent
     failures, successes = chosen_queries(queries, gallery_queries)
     recalls = listed_classes(evaluation.recall_by_class)
-    return environment.get_template(TEMPLATE).render(
+    page = environment.get_template(TEMPLATE).render(
         evaluation=evaluation,
         splits=split_counts(dataset),
         settings=list(readable(dataset.report().get("settings", {"image size": dataset.image_size}))),
@@ -87,6 +87,7 @@ def render_report(
         classes_more=recalls[CLASSES_OPEN:],
         classes_left_out=len(evaluation.recall_by_class) - len(recalls),
     )
+    return page.strip() + "\n"
 
 
 def chosen_queries(queries: pa.Table, count: int) -> tuple[pa.Table, pa.Table]:

@@ -79,7 +79,9 @@ def fill_trunk(trunk: nn.Sequential, name: str, weights: Path) -> None:
     }
     said = [f"{what} {keys[0]}{_and_more(keys)}" for what, keys in faults.items() if keys]
     if said:
-        raise ValueError(f"{weights} does not hold the weights of {name}: {'; '.join(said)}. Name the backbone they are of.")
+        raise ValueError(
+            f"{weights} does not hold the weights of {name}: {'; '.join(said)}. Name the backbone they are of."
+        )
     trunk.load_state_dict({key: given.get(key, value) for key, value in wanted.items()})
 
 
@@ -130,8 +132,9 @@ def _published(name: str) -> Path:
             torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rpartition("-")[2], progress=False)
         except (OSError, RuntimeError) as error:
             raise ValueError(
-                f"The ImageNet weights of {name} cannot be downloaded from {url} ({error}). Without a way to the internet, "
-                f"fetch that file elsewhere and give weights=PATH or weights=s3://bucket/{path.name}, or put it at {path}."
+                f"The ImageNet weights of {name} cannot be downloaded from {url} ({error}). Without a way to the "
+                f"internet, fetch that file elsewhere and give weights=PATH or weights=s3://bucket/{path.name}, "
+                f"or put it at {path}."
             ) from error
     return path
 

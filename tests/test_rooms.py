@@ -45,12 +45,12 @@ def test_there_are_seven_steps() -> None:
     assert len(STEPS) == 7
 
 
-@pytest.mark.parametrize("path", sources("retrieval"), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", list(sources("retrieval")), ids=lambda path: path.name)
 def test_the_library_knows_nothing_of_kubeflow(path: Path) -> None:
     assert not packages_of(path) & {"kfp", "components", "operations", "pipeline"}
 
 
-@pytest.mark.parametrize("path", sources("retrieval"), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", list(sources("retrieval")), ids=lambda path: path.name)
 def test_mlflow_is_imported_in_one_place(path: Path) -> None:
     assert "mlflow" not in packages_of(path) or str(path.relative_to(ROOT)) in MLFLOW_ROOMS
 
@@ -71,7 +71,7 @@ def test_the_launcher_is_standard_library_only() -> None:
     assert packages_of(ROOT / "components" / "launch.py") <= set(sys.stdlib_module_names)
 
 
-@pytest.mark.parametrize("path", sources("operations"), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", list(sources("operations")), ids=lambda path: path.name)
 def test_operations_call_only_what_needs_no_torch(path: Path) -> None:
     rooms = {name.split(".")[1] for name in imports_of(path) if name.startswith("retrieval.")}
     assert rooms <= TORCH_FREE

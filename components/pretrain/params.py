@@ -45,7 +45,9 @@ class Params:
         if not self.weights:
             raise ValueError("weights is empty; give none, imagenet, a path or s3://bucket/key.")
         if self.backbone_image_size < 0:
-            raise ValueError(f"backbone_image_size is {self.backbone_image_size}; give pixels, or 0 for as they are stored.")
+            raise ValueError(
+                f"backbone_image_size is {self.backbone_image_size}; give pixels, or 0 for as they are stored."
+            )
         if not self.backbone_depths or min(self.backbone_depths) < 1:
             raise ValueError(f"backbone_depths is {list(self.backbone_depths)}; name one map or more, 1 is the last.")
         if self.pretrain_epochs < 0:

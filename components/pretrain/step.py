@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from retrieval.metrics import recall_at_1
 from torch import Tensor
 
 from components.launch import InputPath, OutputPath, Outputs, launch
@@ -20,6 +19,7 @@ from retrieval.devices import describe, pick_device
 from retrieval.features import embed, save_features
 from retrieval.image_batches import ImageBatches
 from retrieval.integration import learn_integration
+from retrieval.metrics import recall_at_1
 from retrieval.models import EmbeddingModel, ModelConfig, build_network, save_model
 from retrieval.tracking import StepRun, step_run
 from retrieval.training import History, Schedule, fit
@@ -38,7 +38,7 @@ def pretrain(params: Params, dataset: InputPath, backbone: OutputPath, features:
     with step_run("pretrain", params) as run:
         torch.manual_seed(params.seed)
         network = build_network(classifier_config(params, data, train))
-        digest = load_weights(network.network.trunk, params.classifier, params.weights)
+        digest = load_weights(network.backbone.trunk, params.classifier, params.weights)
         history = fine_tune(network, data, train, params, device, run)
         if not distributed.is_first():
             return {}
@@ -52,7 +52,7 @@ def pretrain(params: Params, dataset: InputPath, backbone: OutputPath, features:
         save_features(features, values, data.digest, {"backbone": params.classifier, **numbers}, backbone_digest)
         numbers |= {"feature_dimension": model.dimension, "images_per_second": round(history.images_per_second, 1)}
         run.log_metrics(numbers)
-        described = {"backbone": params.classifier, "weights_digest": digest, **numbers}
+        described: dict[str, str | float] = {"backbone": params.classifier, "weights_digest": digest, **numbers}
     return {"backbone": described, "features": {"images": len(data), **described}}
 
 
@@ -109,12 +109,12 @@ def fine_tune(
 
 def integrated(network: EmbeddingModel, pooled: Tensor, params: Params, device: torch.device) -> EmbeddingModel:
     """The trained network with its integration, learned on the pooled features of the training images."""
-    head = learn_integration(pooled, network.network.widths, params.feature_dimension, params.feature_power, device)
+    head = learn_integration(pooled, network.backbone.widths, params.feature_dimension, params.feature_power, device)
     dimension = head.projection.shape[1]
     if dimension < params.feature_dimension:
         _say(
-            f"pretrain: feature_dimension is {dimension}, not {params.feature_dimension}: {len(pooled)} training images "
-            f"with {pooled.shape[1]} features of {params.classifier} span no more."
+            f"pretrain: feature_dimension is {dimension}, not {params.feature_dimension}: {len(pooled)} training "
+            f"images with {pooled.shape[1]} features of {params.classifier} span no more."
         )
     model = build_network(dataclasses.replace(network.config, head="integrated", dimension=dimension))
     model.network.load_state_dict(network.network.state_dict())
@@ -123,7 +123,7 @@ def integrated(network: EmbeddingModel, pooled: Tensor, params: Params, device: 
 
 
 def validation_numbers(data: Dataset, pooled: Tensor, values: Tensor) -> dict[str, float]:
-    """R@1 among the validation images, of the pooled features and of the integrated ones; none without a positive pair."""
+    """R@1 among the validation images, of pooled and of integrated features; empty without two images of a class."""
     rows = data.rows("validation")
     labels = torch.from_numpy(data.labels[rows])
     if len(rows) == len(labels.unique()):
@@ -142,7 +142,9 @@ def _classes(data: Dataset, train: np.ndarray) -> int:
 def _what_was_read(data: Dataset, train: np.ndarray, params: Params, device: torch.device) -> str:
     classes = _classes(data, train)
     if classes < 2:
-        raise ValueError(f"The training images have {classes} class(es); a classifier needs 2 or more. Check the split.")
+        raise ValueError(
+            f"The training images have {classes} class(es); a classifier needs 2 or more. Check the split."
+        )
     return (
         f"pretrain: {len(data):,} images of {data.image_size} px, {len(train):,} of {classes} classes to train on; "
         f"{params.classifier} from {params.weights}; {describe(device)}; seed {params.seed}."

@@ -20,7 +20,7 @@ from retrieval.tracking import client
 
 pytestmark = pytest.mark.usefixtures("mlflow_home")
 
-SMALL = {"bootstrap_resamples": 200, "gallery_queries": 6, "device": "cpu"}
+SMALL: dict[str, Any] = {"bootstrap_resamples": 200, "gallery_queries": 6, "device": "cpu"}
 INPUTS = ("dataset", "features", "clusters", "model", "tuned_model")
 
 
@@ -98,8 +98,8 @@ def test_every_stage_is_measured_on_the_test_images(made: Made, outputs: tuple[P
         "pretrain": np.load(made.folder / "features" / "features.npy")[rows],
         "co_cluster": np.load(made.folder / "clusters" / "targets.npy")[rows],
     }
-    for stage, name in {"finetune_metric": "model", "finetune_softmax": "tuned_model"}.items():
-        expected[stage] = embed(load_model(made.folder / name), data, rows, torch.device("cpu")).numpy()
+    for step, name in {"finetune_metric": "model", "finetune_softmax": "tuned_model"}.items():
+        expected[step] = embed(load_model(made.folder / name), data, rows, torch.device("cpu")).numpy()
     measured = load_evaluation(folder / "evaluation")
     assert [stage.name for stage in measured.stages] == list(expected)
     for stage in measured.stages:
@@ -152,7 +152,7 @@ def test_the_page_and_the_numbers_are_in_mlflow(outputs: tuple[Path, dict[str, A
 
 def test_the_page_is_one_file_with_the_reasons_of_the_steps(outputs: tuple[Path, dict[str, Any]]) -> None:
     page = (outputs[0] / "report").read_text()
-    assert page.lstrip().startswith("<!doctype html>")
+    assert page.startswith("<!doctype html>")
     assert "3 clusters: as many as classes" in page
     assert page.count("data:image/png;base64,") == 6 * 6
 

@@ -83,7 +83,10 @@ def test_without_epochs_given_weights_stay_and_the_integration_is_learned_on_tra
     head, model.head, model.dimension = model.head, torch.nn.Identity(), 512
     pooled = embed(model, data, data.rows("train"), torch.device("cpu"), SMALL["batch_size"])
     torch.testing.assert_close(head.projection, learn_integration(pooled, (512,), 6).projection, atol=1e-4, rtol=1e-3)
-    assert outputs["backbone"]["weights_digest"] == hashlib.sha256((tmp_path / "weights.safetensors").read_bytes()).hexdigest()
+    assert (
+        outputs["backbone"]["weights_digest"]
+        == hashlib.sha256((tmp_path / "weights.safetensors").read_bytes()).hexdigest()
+    )
     assert model.config.mean == (0.485, 0.456, 0.406)
 
 
@@ -123,7 +126,12 @@ def test_two_processes_train_one_network_and_the_first_one_writes(data: Dataset,
     knobs = [f"--{name}={value}" for name, value in (SMALL | places | {"pretrain_epochs": 1}).items()]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, "components.pretrain.step", *knobs], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
+        [*command, "components.pretrain.step", *knobs],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("classes to train on") == 1

@@ -32,7 +32,7 @@ def dataset_of(folder: Path, splits: list[str], labels: np.ndarray, image_size: 
 
 @pytest.fixture
 def closed(tmp_path: Path) -> Dataset:
-    """Five classes, 200 images: in turn two to train on, one to validate and one to test; class 4 has one test image."""
+    """Five classes, 200 images: of four, two train, one validates, one tests; class 4 has one test image."""
     labels = np.where(np.arange(200) < 4, 4, np.arange(200) // 4 % 4)
     return dataset_of(tmp_path / "closed", ["train", "validation", "test", "train"] * 50, labels)
 

@@ -51,7 +51,11 @@ def test_equal_models_have_equal_bytes_and_nothing_is_pickled(tmp_path: Path) ->
     for name in ("one", "two"):
         torch.manual_seed(5)
         digests.append(save_model(tmp_path / name, build_network(CONFIGS["linear"]), {}, {}).digest)
-        assert {path.name for path in (tmp_path / name).iterdir()} == {"weights.safetensors", "config.json", "manifest.json"}
+        assert {path.name for path in (tmp_path / name).iterdir()} == {
+            "weights.safetensors",
+            "config.json",
+            "manifest.json",
+        }
         assert not zipfile.is_zipfile(tmp_path / name / "weights.safetensors")
     assert digests[0] == digests[1]
     torch.manual_seed(6)

@@ -21,7 +21,7 @@ def by_loop(queries, gallery, k, exclude=None, normalise=True):
             hits.append(next(i for i in left if scores[i] >= best - TIE))
             left.remove(hits[-1])
         found.append((hits, [scores[i] for i in hits]))
-    return torch.tensor([hits for hits, _ in found]), torch.tensor([values for _, values in found])
+    return torch.tensor([hits for hits, _ in found]), torch.tensor([values for _, values in found], dtype=torch.float64)
 
 
 def unit(values, normalise):
@@ -49,7 +49,7 @@ def draw(kind, rows, dimension, seed):
 KINDS = ("random", "whole", "duplicates", "near_duplicates", "zeros", "scales", "equal")
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(st.sampled_from(KINDS), st.integers(2, 40), st.integers(1, 6), st.integers(1, 5), st.integers(0, 99))
 def test_small_sets_agree_with_the_loop(kind, rows, dimension, k, seed):
     values = draw(kind, rows, dimension, seed)
@@ -66,12 +66,12 @@ def test_small_sets_agree_with_the_loop(kind, rows, dimension, k, seed):
 def test_every_path_agrees_with_the_loop(kind, path, monkeypatch):
     monkeypatch.setattr(neighbours, "EXACT_IS_CHEAPER", 0)
     monkeypatch.setattr(neighbours, "SEGMENT", 16)
-    values = draw(kind, 300, 8, seed=1)
+    values = draw(kind, 130, 8, seed=1)
     gallery = values if path == "symmetric" else values.clone()
-    queries = values[:40] if path == "gallery" else values
-    exclude = None if path == "gallery" else torch.arange(300)
+    queries = values[:30] if path == "gallery" else values
+    exclude = None if path == "gallery" else torch.arange(130)
     k = 4 if path == "several" else 1
-    found = ranked(queries, gallery, k, exclude, queries_per_block=40, gallery_per_block=100)
+    found = ranked(queries, gallery, k, exclude, queries_per_block=40, gallery_per_block=60)
     expected, scores = by_loop(queries, gallery, k, exclude)
     assert torch.equal(found[1], expected)
     torch.testing.assert_close(found[0], scores, atol=1e-12, rtol=0)
@@ -84,11 +84,13 @@ def test_segments_find_the_largest_of_a_wide_tile():
     assert torch.equal(scores.gather(1, columns), values)
 
 
-@pytest.mark.parametrize("blocks", [(1, 1), (64, 128), (1024, 8192)])
-def test_block_sizes_do_not_change_the_answer(blocks):
-    values = draw("near_duplicates", 900, 12, seed=3)
-    itself = torch.arange(900)
-    assert torch.equal(nearest(values, values, 2, itself, *blocks)[1], nearest(values, values, 2, itself)[1])
+@pytest.mark.parametrize("blocks", [(7, 31), (64, 128), (1024, 8192)])
+def test_block_sizes_do_not_change_the_answer(blocks, monkeypatch):
+    values = draw("near_duplicates", 200, 12, seed=3)
+    itself = torch.arange(200)
+    expected = nearest(values, values, 2, itself)[1]
+    monkeypatch.setattr(neighbours, "EXACT_IS_CHEAPER", 0)
+    assert torch.equal(nearest(values, values, 2, itself, *blocks)[1], expected)
 
 
 def test_an_image_never_retrieves_itself_even_among_duplicates():

@@ -1,0 +1,134 @@
+"""Splits: seeded, honest, and blind to the order of the images."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retrieval.splits import SPLITTERS, Labelled, Shares, assign_splits, held_out_count
+
+SHARES = Shares(test=0.2, validation=0.1, seed=0)
+
+
+def images(per_class: dict[str, int], own: str = "") -> Labelled:
+    classes = [name for name, count in per_class.items() for _ in range(count)]
+    return Labelled(classes, [f"{name}{place}" for place, name in enumerate(classes)], [own] * len(classes))
+
+
+def joined(*parts: Labelled) -> Labelled:
+    return Labelled(
+        *([value for part in parts for value in getattr(part, name)] for name in ("classes", "keys", "own"))
+    )
+
+
+def counts(splits: list[str]) -> dict[str, int]:
+    return dict(Counter(splits))
+
+
+def test_closed_holds_out_a_share_of_each_class():
+    given_images = images({"a": 100, "b": 50})
+    splits = assign_splits("closed", given_images, SHARES)
+    by_class = Counter(zip(given_images.classes, splits, strict=True))
+    assert by_class == {
+        ("a", "test"): 20,
+        ("a", "validation"): 8,
+        ("a", "train"): 72,
+        ("b", "test"): 10,
+        ("b", "validation"): 4,
+        ("b", "train"): 36,
+    }
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(1, 0), (2, 1), (3, 1), (4, 2), (5, 2), (10, 2), (11, 2), (13, 3), (1000, 200)]
+)
+def test_small_classes_keep_pairs_on_both_sides(count, expected):
+    assert held_out_count(count, 0.2) == expected
+
+
+@given(st.integers(2, 2000), st.floats(0.001, 0.999))
+def test_something_is_left_on_both_sides(count, share):
+    held_out = held_out_count(count, share)
+    assert 1 <= held_out <= count - 1
+    if count >= 4:
+        assert 2 <= held_out <= count - 2
+
+
+def test_disjoint_shares_no_class():
+    given_images = images({f"class {number}": 4 for number in range(20)})
+    splits = assign_splits("disjoint", given_images, SHARES)
+    of = {
+        split: {name for name, its in zip(given_images.classes, splits, strict=True) if its == split}
+        for split in ("train", "validation", "test")
+    }
+    assert {split: len(names) for split, names in of.items()} == {"test": 4, "validation": 2, "train": 14}
+    assert not of["train"] & of["test"] | of["train"] & of["validation"] | of["validation"] & of["test"]
+
+
+def test_disjoint_needs_classes_to_train_on():
+    with pytest.raises(ValueError, match="3 classes are left and 2 would go to test"):
+        assign_splits("disjoint", images({"a": 5, "b": 5, "c": 5}), Shares(0.6, 0.1, 0))
+
+
+def test_own_carves_validation_from_train_by_images():
+    splits = assign_splits("own", joined(images({"a": 20, "b": 20}, "train"), images({"a": 5}, "test")), SHARES)
+    assert counts(splits) == {"train": 36, "validation": 4, "test": 5}
+    assert splits[40:] == ["test"] * 5
+
+
+def test_own_carves_validation_by_classes_when_test_classes_are_unseen():
+    train = images({f"class {number}": 3 for number in range(10)}, "train")
+    splits = assign_splits("own", joined(train, images({"unseen": 5}, "test")), SHARES)
+    by_class: dict[str, set[str]] = {}
+    for name, split in zip(train.classes, splits, strict=False):
+        by_class.setdefault(name, set()).add(split)
+    assert sorted(map(sorted, by_class.values())) == [["train"]] * 9 + [["validation"]]
+
+
+def test_own_keeps_the_validation_of_the_source():
+    parts = joined(images({"a": 4}, "train"), images({"a": 2}, "validation"), images({"a": 3}, "test"))
+    assert assign_splits("own", parts, SHARES) == list(parts.own)
+
+
+def test_no_validation_where_none_is_asked_for():
+    for split in ("closed", "disjoint"):
+        splits = assign_splits(split, images(dict.fromkeys("abcdef", 8)), Shares(0.2, 0.0, 0))
+        assert set(splits) == {"train", "test"}
+
+
+@pytest.mark.parametrize("own", ["", "train"])
+def test_own_needs_the_splits_of_the_source(own):
+    with pytest.raises(ValueError, match="split=own needs train and test"):
+        assign_splits("own", images({"a": 4}, own), SHARES)
+
+
+def test_own_needs_a_split_for_every_image():
+    with pytest.raises(ValueError, match="images without one"):
+        assign_splits("own", joined(images({"a": 3}, "train"), images({"a": 3}, "test"), images({"a": 1})), SHARES)
+
+
+def test_unknown_split():
+    with pytest.raises(ValueError, match="Unknown split 'opened'; choose one of: own, closed, disjoint"):
+        assign_splits("opened", images({"a": 4}), SHARES)
+
+
+@pytest.mark.parametrize("split", SPLITTERS)
+@given(order=st.permutations(range(60)), seed=st.integers(0, 3))
+def test_order_does_not_matter(split, order, seed):
+    parts = joined(*(images({f"c{number}": 8}, "train") for number in range(6)), images({"x": 12}, "test"))
+    parts = Labelled(parts.classes, [f"key {place}" for place in range(60)], parts.own)
+    shuffled = Labelled(*([getattr(parts, name)[place] for place in order] for name in ("classes", "keys", "own")))
+    shares = Shares(0.2, 0.2, seed)
+    straight = assign_splits(split, parts, shares)
+    assert assign_splits(split, shuffled, shares) == [straight[place] for place in order]
+
+
+def test_the_seed_decides():
+    chosen = {tuple(assign_splits("closed", images({"a": 40}), Shares(0.2, 0.1, seed))) for seed in range(4)}
+    assert len(chosen) == 4
+
+
+def test_one_more_class_moves_no_other():
+    few, more = images({"a": 30}), images({"a": 30, "b": 30})
+    assert assign_splits("closed", more, SHARES)[:30] == assign_splits("closed", few, SHARES)
