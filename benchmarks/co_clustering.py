@@ -119,7 +119,7 @@ def show(matrix: np.ndarray, labels: np.ndarray | None, found: dict[str, dict], 
 
 def inertia(places: np.ndarray, labels: np.ndarray) -> float:
     lengths = [np.linalg.norm(places[labels == label].sum(axis=0, dtype=np.float64)) for label in np.unique(labels)]
-    return float(2 * len(places) - 2 * np.sum(lengths))
+    return 2 * len(places) - 2 * float(sum(lengths))
 
 
 def purity(clusters: np.ndarray, labels: np.ndarray) -> float:
@@ -135,7 +135,8 @@ def degrees_off(columns: np.ndarray, matrix: np.ndarray) -> float:
     scaled = exact / np.sqrt(np.maximum(exact.sum(axis=1), 1e-300))[:, None] / totals
     vectors = np.linalg.eigh(scaled.T @ scaled)[1][:, ::-1][:, 1 : columns.shape[1] + 1]
     ours = np.linalg.qr(columns.astype(np.float64) * totals[:, None])[0]
-    return float(np.degrees(np.arcsin(min(np.linalg.norm(ours - vectors @ (vectors.T @ ours), 2), 1))))
+    apart = float(np.linalg.norm(ours - vectors @ (vectors.T @ ours), 2))
+    return float(np.degrees(np.arcsin(min(apart, 1.0))))
 
 
 if __name__ == "__main__":

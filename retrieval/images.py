@@ -64,18 +64,15 @@ class Picture:
         rgb: mode RGB, upright. A JPEG much larger than the store was decoded at 1/2, 1/4 or 1/8 of its size.
         width: of the whole picture, upright.
         height: of the whole picture, upright.
+        sha256: of the RGB bytes as decoded; with width and height it tells whether two pictures are the same.
         notes: what was converted on the way, e.g. "grey".
     """
 
     rgb: Image.Image
     width: int
     height: int
+    sha256: str
     notes: tuple[str, ...] = ()
-
-    @property
-    def sha256(self) -> str:
-        """Of the RGB bytes as decoded; with width and height it tells whether two pictures are the same."""
-        return hashlib.sha256(self.rgb.tobytes()).hexdigest()
 
 
 @contextmanager
@@ -121,14 +118,15 @@ def decode(content: bytes, limits: Limits, image_size: int) -> Picture:
         raise _damaged(content, str(error)) from error
     rgb, notes = _to_rgb(image)
     rgb, turned = _upright(image, rgb)
-    return Picture(rgb, *rgb.size, notes + turned + (("first_frame",) if animated else ()))
+    return Picture(rgb, *rgb.size, _digest(rgb.tobytes()), notes + turned + (("first_frame",) if animated else ()))
 
 
 def from_array(pixels: np.ndarray, limits: Limits) -> Picture:
     """One picture from its pixels: (h, w) grey or (h, w, 3) RGB, uint8."""
     image = Image.fromarray(pixels)
     _check_size(image.width, image.height, limits)
-    return Picture(image.convert("RGB"), image.width, image.height, ("grey",) if pixels.ndim == 2 else ())
+    rgb = image.convert("RGB")
+    return Picture(rgb, *rgb.size, _digest(rgb.tobytes()), ("grey",) if pixels.ndim == 2 else ())
 
 
 def crop(picture: Image.Image, size: int) -> Image.Image:
@@ -178,17 +176,13 @@ def _decode_jpeg(content: bytes, limits: Limits, image_size: int) -> Picture:
     pixels, odd = _jpeg_pixels(content, space, smallest)
     notes += odd
     has_metadata = b"Exif\0" in content or b"ns.adobe.com/xap" in content
-    image = _open(content, limits) if has_metadata or space == "CMYK" else None
-    if image is not None and space == "CMYK":  # Pillow knows which programs write it inverted
-        rgb, converted = _to_rgb(image)
-        notes += converted
-    else:
-        rgb = Image.fromarray(pixels)
-    if image is not None:
-        rgb, turned = _upright(image, rgb)
-        width, height = (height, width) if "turned_sideways" in turned else (width, height)
-        notes += turned
-    return Picture(rgb, width, height, notes)
+    if not (has_metadata or space == "CMYK"):
+        return Picture(Image.fromarray(pixels), width, height, _digest(pixels.data), notes)
+    image = _open(content, limits)  # Pillow reads the metadata, and knows which programs write CMYK inverted
+    rgb, converted = _to_rgb(image) if space == "CMYK" else (Image.fromarray(pixels), ())
+    rgb, turned = _upright(image, rgb)
+    width, height = (height, width) if "turned_sideways" in turned else (width, height)
+    return Picture(rgb, width, height, _digest(rgb.tobytes()), notes + converted + turned)
 
 
 def _jpeg_pixels(content: bytes, space: str, smallest: dict[str, int]) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -210,6 +204,10 @@ def _is_harmless(warning: str) -> bool:
     if stray:
         return int(stray[1]) <= STRAY_BYTES
     return not ("Corrupt" in warning or "Premature" in warning)
+
+
+def _digest(pixels: bytes | memoryview) -> str:
+    return hashlib.sha256(pixels).hexdigest()
 
 
 def _check_size(width: int, height: int, limits: Limits) -> None:

@@ -4,6 +4,7 @@ Standard library only at import; boto3 is loaded when a bucket is listed.
 """
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -93,7 +94,7 @@ def _walk(folder: Path, prefix: str, above: tuple[str, ...]) -> Iterator[Listed]
             empty = False
             path = f"{prefix}{entry.name}"
             if not entry.is_dir():
-                yield _listed_file(Path(entry.path), path)
+                yield _listed_file(entry, path)
                 continue
             real = os.path.realpath(entry.path) if entry.is_symlink() else str(Path(above[-1]) / entry.name)
             if real in above:
@@ -104,12 +105,12 @@ def _walk(folder: Path, prefix: str, above: tuple[str, ...]) -> Iterator[Listed]
         yield Listed(prefix.rstrip("/"), -1, "", "an empty folder")
 
 
-def _listed_file(path: Path, relative: str) -> Listed:
+def _listed_file(path: "os.DirEntry[str] | Path", relative: str) -> Listed:
     try:
         status = path.stat()
     except OSError as error:
         return Listed(relative, -1, "", f"cannot be opened: {error.strerror}")
-    if not path.is_file():
+    if not stat.S_ISREG(status.st_mode):
         return Listed(relative, -1, "", "neither file nor folder")
     return Listed(relative, status.st_size, f"{status.st_mtime_ns} {status.st_ctime_ns}")
 

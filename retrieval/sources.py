@@ -268,7 +268,8 @@ class Files:
         for path in self.paths:
             try:
                 with open(path, "rb", buffering=0) as file:
-                    yield file.read(self.max_bytes + 1)
+                    size = os.fstat(file.fileno()).st_size  # a buffer is made for as much as is asked for
+                    yield file.read(min(size, self.max_bytes) + 1)
             except OSError as error:
                 yield RefusedImageError("unreadable", error.strerror or type(error).__name__)
 

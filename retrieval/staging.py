@@ -8,6 +8,7 @@ import functools
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -136,8 +137,8 @@ def _in_processes(
     work: "functools.partial[list[Seen]]", batches: Iterable[Contents], processes: int
 ) -> Iterator[list[Seen]]:
     """Results in order, with a few batches under way for each process."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["retrieval.staging"])
+    # a fork starts at once, where another way imports the whole step again; the children only decode
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     with ProcessPoolExecutor(processes, mp_context=context, initializer=_begin_process) as pool:
         under_way: deque[Future[list[Seen]]] = deque()
         try:
