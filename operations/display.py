@@ -17,6 +17,7 @@ from retrieval.progress import MARK
 
 STAGES = ("pretrain", "co_cluster", "finetune_metric", "finetune_softmax")
 INDENT = "      "
+LOG_WIDTH = 140  # columns of a table in a log
 
 
 class Display:
@@ -24,6 +25,8 @@ class Display:
 
     def __init__(self, steps: int, logs: Path) -> None:
         self.console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+        if not self.console.is_terminal:
+            self.console.width = LOG_WIDTH
         self.results: dict[str, StepResult] = {}
         self._steps, self._logs = steps, logs
         self._live: Live | None = None
@@ -109,12 +112,13 @@ def summary(console: Console, results: dict[str, StepResult], report: Path, comm
         "decision", Text(f"{decision['outcome']}: {decision['reason']}", style=_colour(str(decision["outcome"])))
     )
     alias = f", alias {decision['alias']}" if decision.get("alias") else ", no alias"
-    table.add_row("registered", f"{decision['registered_model']} version {decision['version']}{alias}")
+    table.add_row("registered", f"{decision['registered_model']} version {int(decision['version'])}{alias}")
     table.add_row("report", str(report))
-    for number, (command, purpose) in enumerate(commands):
-        table.add_row("next" if number == 0 else "", Text.assemble((command, "cyan"), f"   {purpose}"))
     console.print()
     console.print(table)
+    console.print("\nnext")
+    for command, purpose in commands:
+        console.print(Text.assemble(f"  # {purpose}\n  ", (command, "cyan")))
 
 
 def _metadata(results: dict[str, StepResult], step: str, artifact: str) -> dict[str, Any]:

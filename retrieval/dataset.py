@@ -80,6 +80,11 @@ class Dataset:
             images[chosen] = self._shards[number][rows[chosen] - self._starts[number]]
         return images
 
+    @property
+    def resize(self) -> str:
+        """How pictures were brought to the store's size, a name of images.RESIZES: new ones must be fitted alike."""
+        return str(self.report().get("settings", {}).get("resize", "crop"))
+
     def report(self) -> dict[str, Any]:
         """What prepare_data counted, refused and why."""
         return json.loads((self.folder / REPORT).read_text())

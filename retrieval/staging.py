@@ -5,6 +5,7 @@ processes nor their speed shows in the result.
 """
 
 import functools
+import gc
 import multiprocessing
 import os
 import signal
@@ -105,7 +106,7 @@ def staged_images(scratch: Path, rows: np.ndarray) -> Iterator[np.ndarray]:
 def _decode_batch(numbered: tuple[int, Contents], scratch: Path, decoding: Decoding) -> list[Seen]:
     number, contents = numbered
     size = decoding.image_size
-    pixels: list[np.ndarray] = []
+    pixels = np.zeros((decoding.images_per_batch, size, size, 3), np.uint8)
     seen: list[Seen] = []
     with bounded(decoding.limits):
         for content in contents:
@@ -113,11 +114,10 @@ def _decode_batch(numbered: tuple[int, Contents], scratch: Path, decoding: Decod
                 picture = _picture(content, decoding)
             except RefusedImageError as refused:
                 seen.append(Seen(reason=refused.reason, detail=refused.detail))
-                pixels.append(np.zeros((size, size, 3), np.uint8))
             else:
+                pixels[len(seen)] = np.asarray(RESIZES[decoding.resize](picture.rgb, size))
                 seen.append(Seen(picture.sha256, picture.width, picture.height, picture.notes))
-                pixels.append(np.asarray(RESIZES[decoding.resize](picture.rgb, size)))
-    np.save(scratch / f"batch-{number:08d}.npy", np.stack(pixels))
+    np.save(scratch / f"batch-{number:08d}.npy", pixels[: len(seen)])
     return seen
 
 
@@ -154,7 +154,8 @@ def _in_processes(
 
 
 def _begin_process() -> None:
-    """Leave Ctrl-C to the parent, and end when it ends, however it ends."""
+    """Leave Ctrl-C to the parent, and end when it ends, however it ends; spare the parent's objects from collection."""
+    gc.freeze()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:

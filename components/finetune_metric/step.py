@@ -59,7 +59,7 @@ def finetune_metric(params: Params, dataset: InputPath, clusters: InputPath, mod
             **numbers,
         }
         made_from = {"dataset": data.digest, "clusters": adjusted.manifest.digest}
-        save_model(model, network.cpu(), made_from, described)
+        save_model(model, network.cpu(), made_from, described | {"resize": data.resize})
     return {"model": described}
 
 

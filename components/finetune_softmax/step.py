@@ -46,7 +46,8 @@ def finetune_softmax(params: Params, dataset: InputPath, model: InputPath, tuned
         distributed.say(f"finetune_softmax: {what_it_did(before, after)}")
         described = {"epochs": params.softmax_epochs, "dimension": network.dimension, **numbers}
         made_from = {"dataset": data.digest, "model": read_model_manifest(model).digest}
-        save_model(tuned_model, network.cpu(), made_from, described | {"softmax": what_it_did(before, after)})
+        facts = described | {"softmax": what_it_did(before, after), "resize": data.resize}
+        save_model(tuned_model, network.cpu(), made_from, facts)
     return {"tuned_model": described}
 
 
