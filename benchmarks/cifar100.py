@@ -1,6 +1,6 @@
 """R@1 by stage on CIFAR-100: the pipeline from its compiled YAML, with a budget.
 
-    python benchmarks/cifar100.py --location FOLDER [--split own|disjoint] [--at-least 0.3] [-p name=value ...]
+    python -m benchmarks.cifar100 --location FOLDER [--split own|disjoint] [--at-least 0.3] [-p name=value ...]
 
 FOLDER holds the official `cifar-100-python`. Ends with status 1 when R@1 among the test images is below --at-least.
 """
