@@ -26,7 +26,7 @@ def main() -> int:
 
     values = [f"location={arguments.location}", f"split={arguments.split}", *arguments.p]
     command = [sys.executable, "-m", "operations.command_line", "run", "--recipe", "cifar100"]
-    status = subprocess.run([*command, *(f"-p={value}" for value in values)]).returncode
+    status = subprocess.run([*command, *(f"--param={value}" for value in values)]).returncode
     if status != 0:
         return status
 

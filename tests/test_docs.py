@@ -1,5 +1,6 @@
 """The commands that README.md shows: what reads or compiles is executed, the rest is checked as far as it parses."""
 
+import itertools
 import re
 import shlex
 import subprocess
@@ -36,7 +37,7 @@ def test_a_command_of_the_readme_works(arguments: list[str], tmp_path: Path) -> 
 @pytest.mark.parametrize("arguments", of("run"), ids=" ".join)
 def test_the_parameters_of_a_run_of_the_readme_exist(arguments: list[str]) -> None:
     recipe = arguments[arguments.index("--recipe") + 1]
-    assignments = [value for option, value in zip(arguments, arguments[1:], strict=False) if option == "-p"]
+    assignments = [value for option, value in itertools.pairwise(arguments) if option == "-p"]
     assert resolve(load_recipe(recipe), assignments)
 
 

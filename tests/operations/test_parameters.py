@@ -41,8 +41,8 @@ def test_assignments_win_over_the_recipe_and_the_last_one_wins() -> None:
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_is_valid(name: str) -> None:
     recipe = load_recipe(name)
-    values = resolve(recipe, ["location=somewhere"])
-    assert set(values) == {*recipe, "location"}
+    given = [] if recipe["source"] == "digits" else ["location=somewhere"]
+    assert set(recipe) <= set(resolve(recipe, given))
 
 
 def test_an_unknown_recipe_lists_the_choices() -> None:

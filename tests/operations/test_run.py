@@ -41,7 +41,7 @@ class Pipeline:
         self.values = SMALL | {"location": str(images)}
 
     def command(self, **changes: str) -> list[str]:
-        assignments = [f"-p={name}={value}" for name, value in (self.values | changes).items()]
+        assignments = [f"--param={name}={value}" for name, value in (self.values | changes).items()]
         return [sys.executable, "-m", "operations.command_line", "run", *assignments]
 
     def environment(self) -> dict[str, str]:
