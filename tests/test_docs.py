@@ -1,4 +1,4 @@
-"""The commands that README.md shows: what reads or compiles is executed, the rest is checked as far as it parses."""
+"""The commands that README.md shows: executed where they only read or compile, else checked as far as they parse."""
 
 import itertools
 import re

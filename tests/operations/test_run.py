@@ -134,7 +134,8 @@ def test_curves_and_parameters_are_in_mlflow(pipeline: Pipeline, first: subproce
         names = dict(database.execute("SELECT name, run_uuid FROM runs"))
         parents = dict(database.execute("SELECT run_uuid, value FROM tags WHERE key = 'mlflow.parentRunId'"))
         curve = database.execute(
-            "SELECT COUNT(DISTINCT step) FROM metrics WHERE run_uuid = ? AND key = 'metric_loss'", (names["finetune_metric"],)
+            "SELECT COUNT(DISTINCT step) FROM metrics WHERE run_uuid = ? AND key = 'metric_loss'",
+            (names["finetune_metric"],),
         ).fetchone()[0]
         parameters = dict(
             database.execute("SELECT key, value FROM params WHERE run_uuid = ?", (names["finetune_metric"],))
