@@ -21,7 +21,7 @@ INDEX_SCHEMA = pa.schema(
         "class_name": pa.string(),
         "split": pa.string(),  # one of SPLITS
         "source": pa.string(),  # where the image came from, relative to the source's root
-        "sha256": pa.string(),  # of the decoded RGB pixels at full size
+        "sha256": pa.string(),  # of the RGB pixels as decoded (a large JPEG at 1/2, 1/4 or 1/8)
         "width": pa.int32(),  # of the picture as decoded, before it was fitted to the store's size
         "height": pa.int32(),
     }
