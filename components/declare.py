@@ -5,9 +5,10 @@ import inspect
 from collections.abc import Callable
 from typing import Any, get_origin, get_type_hints
 
-import docstring_parser
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
+
+from components.descriptions import knob_descriptions
 
 
 def container_component(image: str, params: type) -> Callable[[Callable[..., None]], BaseComponent]:
@@ -54,12 +55,6 @@ def knob_parameters(params: type) -> list[inspect.Parameter]:
         )
         for field in dataclasses.fields(params)
     ]
-
-
-def knob_descriptions(params: type) -> dict[str, str]:
-    """What each knob does, from the `Attributes:` of the dataclass's docstring."""
-    described = docstring_parser.parse(inspect.getdoc(params) or "", style=docstring_parser.DocstringStyle.GOOGLE)
-    return {entry.arg_name: " ".join((entry.description or "").split()) for entry in described.params}
 
 
 def with_knobs_of(*steps: BaseComponent) -> Callable[[Callable[..., None]], Callable[..., None]]:

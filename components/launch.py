@@ -3,7 +3,6 @@
 Standard library only: every image carries this file.
 """
 
-import dataclasses
 import inspect
 import json
 import os
@@ -182,10 +181,3 @@ def _report(
 
 def _stop(number: int, _: FrameType | None) -> NoReturn:
     sys.exit(128 + number)
-
-
-def is_dataclass_of_scalars(params_type: type) -> bool:
-    """Whether every field has a default and a type that survives the command line."""
-    kinds = get_type_hints(params_type).values()
-    plain = all(kind in (str, int, float, bool) or get_origin(kind) is tuple for kind in kinds)
-    return plain and all(field.default is not dataclasses.MISSING for field in dataclasses.fields(params_type))

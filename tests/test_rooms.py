@@ -3,17 +3,17 @@
 import ast
 import dataclasses
 import importlib
-import inspect
 import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_origin, get_type_hints
 
-import docstring_parser
 import pytest
 
-from components.launch import InputPath, artifact_arguments, is_dataclass_of_scalars
+from components.descriptions import knob_descriptions
+from components.launch import InputPath, artifact_arguments
 from operations.parameters import params_type, step_names
 
 ROOT = Path(__file__).parents[1]
@@ -58,17 +58,20 @@ def test_mlflow_is_imported_in_one_place(path: Path) -> None:
 @pytest.mark.parametrize("step", STEPS)
 def test_a_step_keeps_to_its_room(step: str) -> None:
     folder = ROOT / "components" / step
-    own = {"components", "components.launch", f"components.{step}", f"components.{step}.params"}
+    own = {"components", "components.launch", "components.knobs", f"components.{step}", f"components.{step}.params"}
     for name in imports_of(folder / "step.py"):
         if name.partition(".")[0] == "components":
             assert any(name == allowed or name.startswith(f"{allowed}.") for allowed in own - {"components"}), name
     assert not packages_of(folder / "step.py") & {"kfp", "mlflow", "operations", "pipeline"}
-    assert packages_of(folder / "params.py") <= set(sys.stdlib_module_names), "params.py is standard library only"
+    imported = imports_of(folder / "params.py")
+    assert {name.partition(".")[0] for name in imported} <= {*sys.stdlib_module_names, "components"}
+    assert all(name.startswith("components.knobs") for name in imported if name.partition(".")[0] == "components")
     assert packages_of(folder / "component.py") <= {"kfp", "components"}
 
 
-def test_the_launcher_is_standard_library_only() -> None:
-    assert packages_of(ROOT / "components" / "launch.py") <= set(sys.stdlib_module_names)
+@pytest.mark.parametrize("name", ["launch.py", "knobs.py"])
+def test_what_every_image_carries_is_standard_library_only(name: str) -> None:
+    assert packages_of(ROOT / "components" / name) <= set(sys.stdlib_module_names)
 
 
 @pytest.mark.parametrize("path", list(sources("operations")), ids=lambda path: path.name)
@@ -122,10 +125,11 @@ def test_the_declared_artifacts_are_the_steps_arguments(step: str) -> None:
 def test_every_knob_has_a_default_a_plain_type_and_a_description(step: str) -> None:
     kind = params_type(step)
     assert dataclasses.is_dataclass(kind)
-    assert is_dataclass_of_scalars(kind)
+    kinds = get_type_hints(kind).values()
+    assert all(kind in (str, int, float, bool) or get_origin(kind) is tuple for kind in kinds)
+    assert all(field.default is not dataclasses.MISSING for field in dataclasses.fields(kind))
     assert kind.__dataclass_params__.frozen
-    described = docstring_parser.parse(inspect.getdoc(kind) or "", style=docstring_parser.DocstringStyle.GOOGLE)
-    assert {entry.arg_name for entry in described.params} == {field.name for field in dataclasses.fields(kind)}
+    assert set(knob_descriptions(kind)) == {field.name for field in dataclasses.fields(kind)}
 
 
 def test_no_file_is_called_after_nothing() -> None:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from components.knobs import check_choices, is_auto_or_number
+
 NONNEGATIVE = ("auto", "root", "split", "relu", "softplus")
 
 
@@ -25,11 +27,6 @@ class Params:
     def __post_init__(self) -> None:
         if self.co_clusters < 0 or self.co_clusters == 1:
             raise ValueError(f"co_clusters is {self.co_clusters}; give 2 or more, or 0 to have it chosen.")
-        if self.nonnegative not in NONNEGATIVE:
-            raise ValueError(f"Unknown nonnegative '{self.nonnegative}'; choose one of: {', '.join(NONNEGATIVE)}.")
-        try:
-            good = self.shrinkage == "auto" or 0 <= float(self.shrinkage) <= 1
-        except ValueError:
-            good = False
-        if not good:
+        check_choices(self, nonnegative=NONNEGATIVE)
+        if not is_auto_or_number(self.shrinkage, 0, 1):
             raise ValueError(f"shrinkage is '{self.shrinkage}'; give auto or a number from 0 to 1, e.g. 0.15.")

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from components.knobs import DEVICES, check_choices, check_least
+
 
 @dataclass(frozen=True)
 class Params:
@@ -24,6 +26,8 @@ class Params:
     device: str = "auto"
 
     def __post_init__(self) -> None:
+        check_choices(self, device=DEVICES)
+        check_least(self, batch_size=1)
         if not 0 < self.acceptance <= 1:
             raise ValueError(f"acceptance is {self.acceptance}; it is a share of answers, above 0 and at most 1.")
         if self.bootstrap_resamples < 100:
@@ -34,7 +38,3 @@ class Params:
             raise ValueError(
                 f"gallery_queries is {self.gallery_queries}; the report shows 0 to 200 queries, so that it stays small."
             )
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size is {self.batch_size}; it must be 1 or more.")
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise ValueError(f"Unknown device '{self.device}'; choose one of: auto, cpu, cuda.")

@@ -1,12 +1,11 @@
 """The knobs of finetune_metric."""
 
-import math
 from dataclasses import dataclass
 
+from components.knobs import AUGMENTATIONS, BACKBONES, DEVICES, check_choices, check_least, is_auto_or_number
+
+LEAST_RATE = 1e-12
 LOSSES = ("auto", "normalised_softmax", "contrastive", "triplet", "multi_similarity", "proxy_anchor")
-AUGMENTATIONS = (
-    "auto", "none", "shift", "shift_colour", "shift_erase", "crop_flip", "crop_flip_colour", "crop_flip_erase",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -57,14 +56,11 @@ class Params:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        for name, choices in [("loss", LOSSES), ("augment", AUGMENTATIONS), ("device", ("auto", "cpu", "cuda"))]:
-            if getattr(self, name) not in choices:
-                raise ValueError(f"Unknown {name} '{getattr(self, name)}'; choose one of: {', '.join(choices)}.")
+        check_choices(self, network=("four_layer", *BACKBONES), loss=LOSSES, augment=AUGMENTATIONS, device=DEVICES)
+        check_least(self, dimension=1, batch_size=2, adjust_epochs=0, metric_epochs=0)
         self._check_layers()
-        self._check_learning_rate()
-        for name, least in [("dimension", 1), ("batch_size", 2), ("adjust_epochs", 0), ("metric_epochs", 0)]:
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be {least} or more.")
+        if not is_auto_or_number(self.learning_rate, LEAST_RATE):
+            raise ValueError(f"learning_rate is '{self.learning_rate}'; give auto or a number above 0, e.g. 0.05.")
         if self.adjust_epochs + self.metric_epochs == 0:
             raise ValueError("adjust_epochs and metric_epochs are both 0: nothing would be trained; raise one.")
         for name in ("classes_per_batch", "images_per_class"):
@@ -88,11 +84,3 @@ class Params:
                 raise ValueError(f"{name} has {len(values)} numbers; three convolutions need {wanted}.")
             if min(values) < least:
                 raise ValueError(f"{name} is {list(values)}; every number must be at least {least}.")
-
-    def _check_learning_rate(self) -> None:
-        try:
-            good = self.learning_rate == "auto" or 0 < float(self.learning_rate) < math.inf
-        except ValueError:
-            good = False
-        if not good:
-            raise ValueError(f"learning_rate is '{self.learning_rate}'; give auto or a number above 0, e.g. 0.05.")

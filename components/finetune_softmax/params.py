@@ -2,9 +2,7 @@
 
 from dataclasses import dataclass
 
-AUGMENTATIONS = (
-    "auto", "none", "shift", "shift_colour", "shift_erase", "crop_flip", "crop_flip_colour", "crop_flip_erase",
-)  # fmt: skip
+from components.knobs import AUGMENTATIONS, DEVICES, check_choices, check_least, check_rates
 
 
 @dataclass(frozen=True)
@@ -34,14 +32,9 @@ class Params:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        for name, choices in [("augment", AUGMENTATIONS), ("device", ("auto", "cpu", "cuda"))]:
-            if getattr(self, name) not in choices:
-                raise ValueError(f"Unknown {name} '{getattr(self, name)}'; choose one of: {', '.join(choices)}.")
-        for name, least in [("softmax_epochs", 1), ("batch_size", 2)]:
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be {least} or more.")
-        if not 0 < self.softmax_learning_rate < float("inf"):
-            raise ValueError(f"softmax_learning_rate is {self.softmax_learning_rate}; it must be above 0.")
+        check_choices(self, augment=AUGMENTATIONS, device=DEVICES)
+        check_least(self, softmax_epochs=1, batch_size=2)
+        check_rates(self, "softmax_learning_rate")
         if not 0 <= self.weight_decay < 1 or not 0 <= self.label_smoothing < 1:
             raise ValueError(
                 f"weight_decay is {self.weight_decay} and label_smoothing {self.label_smoothing}; both must be "

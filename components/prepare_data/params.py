@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from components.knobs import check_choices, check_least
+
 SOURCES = ("digits", "cifar100", "folder", "parquet", "s3")
 SPLITS = ("own", "closed", "disjoint")
 RESIZES = ("crop", "stretch")
@@ -52,10 +54,7 @@ class Params:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        choices = {"source": SOURCES, "split": SPLITS, "resize": RESIZES, "cifar100_labels": ("fine", "coarse")}
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"Unknown {name} '{getattr(self, name)}'; choose one of: {', '.join(allowed)}.")
+        check_choices(self, source=SOURCES, split=SPLITS, resize=RESIZES, cifar100_labels=("fine", "coarse"))
         if self.source in ("folder", "parquet", "s3") and not self.location:
             raise ValueError(f"location is empty; source '{self.source}' needs the place of its images there.")
         if self.source == "s3" and not self.location.startswith("s3://"):
@@ -78,8 +77,6 @@ class Params:
             raise ValueError(f"max_quarantined_fraction is {self.max_quarantined_fraction}; it is a share from 0 to 1.")
         if not 8 <= self.image_size <= 1024:
             raise ValueError(f"image_size is {self.image_size}; the store takes 8 to 1024 pixels a side.")
-        for name, least in (("max_pixels", 1), ("min_side", 1), ("max_images_per_class", 0), ("workers", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be {least} or more.")
+        check_least(self, max_pixels=1, min_side=1, max_images_per_class=0, workers=0)
         if self.max_images_per_class == 1:
             raise ValueError("max_images_per_class is 1; an image can only be retrieved through another of its class.")

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from components.knobs import AUGMENTATIONS, BACKBONES, DEVICES, check_choices, check_least, check_rates
+
 
 @dataclass(frozen=True)
 class Params:
@@ -42,6 +44,9 @@ class Params:
     device: str = "auto"
 
     def __post_init__(self) -> None:
+        check_choices(self, classifier=BACKBONES, augment=AUGMENTATIONS, device=DEVICES)
+        check_least(self, pretrain_epochs=0, feature_dimension=1, batch_size=1)
+        check_rates(self, "pretrain_learning_rate")
         if not self.weights:
             raise ValueError("weights is empty; give none, imagenet, a path or s3://bucket/key.")
         if self.backbone_image_size < 0:
@@ -50,15 +55,5 @@ class Params:
             )
         if not self.backbone_depths or min(self.backbone_depths) < 1:
             raise ValueError(f"backbone_depths is {list(self.backbone_depths)}; name one map or more, 1 is the last.")
-        if self.pretrain_epochs < 0:
-            raise ValueError(f"pretrain_epochs is {self.pretrain_epochs}; it must be 0 or more.")
-        if not 0 < self.pretrain_learning_rate < float("inf"):
-            raise ValueError(f"pretrain_learning_rate is {self.pretrain_learning_rate}; it must be above 0.")
-        if self.feature_dimension < 1:
-            raise ValueError(f"feature_dimension is {self.feature_dimension}; it must be 1 or more.")
         if not 0 < self.feature_power <= 1:
             raise ValueError(f"feature_power is {self.feature_power}; it must be above 0 and at most 1.")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size is {self.batch_size}; it must be 1 or more.")
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise ValueError(f"Unknown device '{self.device}'; choose one of: auto, cpu, cuda.")

@@ -6,9 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from components.co_cluster.params import NONNEGATIVE, Params
+from components.co_cluster.params import Params
 from components.co_cluster.step import co_cluster, purity
-from retrieval import nonnegative
 from retrieval.clusters import Clusters, load_clusters
 from retrieval.dataset import INDEX_SCHEMA, Dataset, save_dataset
 from retrieval.features import load_features, save_features
@@ -166,7 +165,3 @@ def test_features_of_another_dataset_are_refused(tmp_path: Path) -> None:
 def test_bad_knobs_are_refused(knobs: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Params(**knobs)
-
-
-def test_the_knob_lists_every_way_to_nonnegative() -> None:
-    assert set(NONNEGATIVE) == {"auto", *nonnegative.NONNEGATIVE}

@@ -5,10 +5,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from components.finetune_softmax import params as knobs
 from components.finetune_softmax.params import Params
 from components.finetune_softmax.step import finetune_softmax, what_it_did
-from retrieval.augmentation import AUGMENTATIONS
 from retrieval.dataset import INDEX_SCHEMA, save_dataset
 from retrieval.models import ModelConfig, build_network, load_model, read_model_manifest, save_model
 
@@ -93,7 +91,3 @@ def test_it_says_when_it_did_not_help() -> None:
 def test_refuses(wrong: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Params(**wrong)
-
-
-def test_choices_are_those_of_the_table() -> None:
-    assert ("auto", *AUGMENTATIONS) == knobs.AUGMENTATIONS

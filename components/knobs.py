@@ -1,0 +1,62 @@
+"""What the knobs of several steps have in common: their choices, and the checks that `Params` make of them.
+
+Standard library only: every image carries this file.
+"""
+
+import math
+from typing import Any
+
+DEVICES = ("auto", "cpu", "cuda")
+AUGMENTATIONS = (
+    "auto", "none", "shift", "shift_colour", "shift_erase", "crop_flip", "crop_flip_colour", "crop_flip_erase",
+)  # fmt: skip
+BACKBONES = (
+    "resnet18", "resnet34", "resnet50", "resnet101", "alexnet", "vgg11", "vgg16", "vgg16_bn", "mobilenet_v2",
+    "mobilenet_v3_small", "mobilenet_v3_large", "squeezenet1_0", "squeezenet1_1", "efficientnet_b0",
+)  # fmt: skip
+
+
+def check_choices(params: Any, **choices: tuple[str, ...]) -> None:
+    """Refuse a knob that is none of its choices.
+
+    Raises:
+        ValueError: names the knob, its value and the choices.
+    """
+    for name, allowed in choices.items():
+        value = getattr(params, name)
+        if value not in allowed:
+            raise ValueError(f"Unknown {name} '{value}'; choose one of: {', '.join(allowed)}.")
+
+
+def check_least(params: Any, **least: int) -> None:
+    """Refuse a knob that is below its least value.
+
+    Raises:
+        ValueError: names the knob, its value and the least one.
+    """
+    for name, lowest in least.items():
+        value = getattr(params, name)
+        if value < lowest:
+            raise ValueError(f"{name} is {value}; it must be {lowest} or more.")
+
+
+def check_rates(params: Any, *names: str) -> None:
+    """Refuse a learning rate that is not above 0, or not finite.
+
+    Raises:
+        ValueError: names the knob and its value.
+    """
+    for name in names:
+        value = getattr(params, name)
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} is {value}; it must be above 0.")
+
+
+def is_auto_or_number(text: str, lowest: float, highest: float = math.inf) -> bool:
+    """Whether a knob that is a text says "auto" or a finite number from `lowest` to `highest`."""
+    if text == "auto":
+        return True
+    try:
+        return math.isfinite(float(text)) and lowest <= float(text) <= highest
+    except ValueError:
+        return False

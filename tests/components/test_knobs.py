@@ -1,0 +1,23 @@
+"""The knobs' choices are spelled without the library, so that compiling needs no torch: here the two are compared."""
+
+import pytest
+
+from components import knobs
+from components.co_cluster.params import NONNEGATIVE
+from components.finetune_metric.params import LOSSES
+from retrieval import augmentation, backbones, devices, losses, nonnegative
+
+
+def test_choices_are_those_of_the_tables() -> None:
+    assert ("auto", *augmentation.AUGMENTATIONS) == knobs.AUGMENTATIONS
+    assert tuple(backbones.BACKBONES) == knobs.BACKBONES
+    assert devices.DEVICES == knobs.DEVICES
+    assert ("auto", *losses.LOSSES) == LOSSES
+    assert ("auto", *nonnegative.NONNEGATIVE) == NONNEGATIVE
+
+
+@pytest.mark.parametrize(
+    ("text", "good"), [("auto", True), ("0.5", True), ("0", True), ("1.1", False), ("nan", False), ("x", False)]
+)
+def test_auto_or_a_number_of_a_range(text: str, good: bool) -> None:
+    assert knobs.is_auto_or_number(text, 0, 1) is good
