@@ -1,15 +1,14 @@
 """The parameters of the pipeline: every knob of every step, checked before anything runs."""
 
 import dataclasses
+import difflib
 import importlib
-import inspect
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import docstring_parser
-
 import components
+from components.descriptions import knob_descriptions
 from components.launch import params_from, parse, text_of
 
 
@@ -48,8 +47,7 @@ def all_knobs() -> dict[str, Knob]:
     for step in step_names():
         kind = params_type(step)
         hints = get_type_hints(kind)
-        described = docstring_parser.parse(inspect.getdoc(kind) or "", style=docstring_parser.DocstringStyle.GOOGLE)
-        texts = {entry.arg_name: " ".join((entry.description or "").split()) for entry in described.params}
+        texts = knob_descriptions(kind)
         for field in dataclasses.fields(kind):
             steps = (*knobs[field.name].steps, step) if field.name in knobs else (step,)
             knobs[field.name] = Knob(field.name, hints[field.name], field.default, texts.get(field.name, ""), steps)
@@ -75,23 +73,24 @@ def resolve(recipe: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, 
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals:
-            raise ValueError(f"'{assignment}' is no assignment; write -p name=value.")
+            raise ValueError(f"'{assignment}' is no assignment; write -p name=value. {listing(knobs)}")
         texts[name.strip()] = text
     for name in texts:
         if name not in knobs:
-            listing = "\n".join(
-                f"  {knob.name} = {text_of(knob.default)}" for knob in sorted(knobs.values(), key=by_name)
-            )
+            near = difflib.get_close_matches(name, knobs, n=1)
             raise ValueError(
-                f"There is no parameter '{name}'. These exist, with their defaults "
-                f"(`rankone parameters` says what each does):\n{listing}"
+                f"There is no parameter '{name}'{f'; did you mean {near[0]}?' if near else '.'} {listing(knobs)}"
             )
-    values = {name: parse(name, text, knobs[name].kind) for name, text in texts.items()}
+    try:
+        values = {name: parse(name, text, knobs[name].kind) for name, text in texts.items()}
+    except ValueError as error:
+        raise ValueError(f"{error} {listing(knobs)}") from None
     for step in step_names():
         params_from(params_type(step), {name: text for name, text in texts.items() if step in knobs[name].steps})
     return values
 
 
-def by_name(knob: Knob) -> str:
-    """Sort key of a listing."""
-    return knob.name
+def listing(knobs: Mapping[str, Knob]) -> str:
+    """Every parameter with its default, a line each."""
+    lines = [f"  {name} = {text_of(knobs[name].default)}" for name in sorted(knobs)]
+    return "\n".join(["These exist, with their defaults (`rankone parameters` says what each does):", *lines])

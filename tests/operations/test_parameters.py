@@ -12,26 +12,25 @@ def test_a_shared_name_means_the_same_in_every_step() -> None:
             assert (field.default, field.type) == (knob.default, knob.kind), (step, name)
 
 
-def test_an_unknown_parameter_is_refused_with_the_list_of_those_that_exist() -> None:
-    with pytest.raises(ValueError, match="There is no parameter 'epoch'") as refused:
-        resolve({}, ["epoch=3"])
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("dimensions=3", "There is no parameter 'dimensions'; did you mean dimension\\?"),
+        ("zzz=3", "There is no parameter 'zzz'\\."),
+        ("seed=many", "seed is 'many'; it must be a whole number"),
+        ("seed", "'seed' is no assignment; write -p name=value"),
+    ],
+)
+def test_what_does_not_exist_or_parse_is_refused_with_the_list_of_parameters(assignment: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as refused:
+        resolve({}, [assignment])
     for name, knob in all_knobs().items():
         assert f"  {name} = {text_of(knob.default)}" in str(refused.value)
-
-
-def test_a_value_that_does_not_parse_is_refused() -> None:
-    with pytest.raises(ValueError, match="seed is 'many'; it must be a whole number"):
-        resolve({}, ["seed=many"])
 
 
 def test_values_that_a_step_refuses_are_refused_before_anything_runs() -> None:
     with pytest.raises(ValueError, match="source"):
         resolve({}, ["source=nowhere"])
-
-
-def test_an_assignment_needs_an_equals_sign() -> None:
-    with pytest.raises(ValueError, match="'seed' is no assignment; write -p name=value"):
-        resolve({}, ["seed"])
 
 
 def test_assignments_win_over_the_recipe_and_the_last_one_wins() -> None:
