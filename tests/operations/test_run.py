@@ -14,8 +14,9 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from sklearn.datasets import load_digits
 from torchvision.models import squeezenet1_0
+
+from tests.digit_folder import write_digits
 
 STEPS = ["prepare_data", "pretrain", "co_cluster", "finetune_metric", "finetune_softmax", "evaluate", "promote"]
 SMALL = {
@@ -63,15 +64,6 @@ def ran(output: str) -> list[str]:
 
 def from_cache(output: str) -> list[str]:
     return re.findall(r"^\[\d/7\] (\w+)  done before", output, flags=re.MULTILINE)
-
-
-def write_digits(folder: Path, images_per_class: int) -> None:
-    digits = load_digits()
-    for label in range(10):
-        (folder / str(label)).mkdir(parents=True)
-        for number, row in enumerate((digits.target == label).nonzero()[0][:images_per_class]):
-            picture = Image.fromarray((digits.images[row] * 255 / 16).astype("uint8")).resize((16, 16))
-            picture.save(folder / str(label) / f"{number:03d}.png")
 
 
 @pytest.fixture(scope="module")
