@@ -5,6 +5,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,6 +37,7 @@ def run_here(name: str, values: Mapping[str, Any]) -> int:
         ValueError: the source cannot be listed.
     """
     values = with_source(values)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` stops the running step too, as Ctrl-C does
     run = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     folder = home() / "runs" / run
     folder.mkdir(parents=True)

@@ -187,7 +187,8 @@ def changed(images: Path, tmp_path: Path) -> Path:
     return copy
 
 
-def test_ctrl_c_stops_cleanly_and_a_changed_file_runs_again(pipeline: Pipeline, changed: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_kill_stop_the_running_step(pipeline: Pipeline, changed: Path, number: signal.Signals) -> None:
     command = pipeline.command(location=str(changed))
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=pipeline.environment()
@@ -198,12 +199,18 @@ def test_ctrl_c_stops_cleanly_and_a_changed_file_runs_again(pipeline: Pipeline, 
         line = process.stdout.readline()
         assert line, seen + (process.stderr.read() if process.stderr else "")
         seen += line
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     rest, error = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Stopped. The same command again resumes" in rest
     assert "Traceback" not in seen + rest + error
     assert not running_steps(pipeline.home), "a step outlived the run that was stopped"
+
+
+def test_a_changed_file_runs_again(pipeline: Pipeline, changed: Path) -> None:
+    failing = {"location": str(changed), "weights": "/nowhere"}
+    assert ran(pipeline.run(**failing).stdout) == STEPS[:2]
+    assert from_cache(pipeline.run(**failing).stdout) == STEPS[:1], "unchanged images are not read again"
 
     picture = changed / "0" / "000.png"
     Image.open(picture).transpose(Image.Transpose.ROTATE_90).save(picture)
