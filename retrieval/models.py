@@ -1,7 +1,7 @@
 """Embedding networks: what they are made of, how they are saved, and how they come back without the data."""
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from retrieval.backbones import BACKBONES, IMAGENET_MEAN, IMAGENET_STD, Backbone
 from retrieval.integration import Integration
 from retrieval.manifest import Manifest, read_manifest, write_manifest
 from retrieval.networks import FourLayer
+from retrieval.refinement import Refinement
 
 KIND, FORMAT_VERSION = "model", 1
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
@@ -45,6 +46,9 @@ class ModelConfig:
         pools: windows of the poolings after each convolution, 1 for none.
         pool_kind: "max" or "average".
         batch_norm: whether batch norm follows each convolution.
+        refined_dimension: length of the refined embedding (see retrieval/refinement.py); 0 for no refinement.
+        refined_classes: centres that refined embeddings are drawn to.
+        refined_strength: how far they are drawn, from 0 to 1.
     """
 
     architecture: str = FOUR_LAYER
@@ -64,6 +68,9 @@ class ModelConfig:
     pools: tuple[int, ...] = (2, 2, 2)
     pool_kind: str = "max"
     batch_norm: bool = True
+    refined_dimension: int = 0
+    refined_classes: int = 0
+    refined_strength: float = 0.0
 
     def __post_init__(self) -> None:
         known = (FOUR_LAYER, *BACKBONES)
@@ -86,6 +93,11 @@ class ModelConfig:
                 f"image_size is {self.image_size} and network_size {self.network_size}; sizes are 1 px or more, and "
                 "network_size 0 keeps the images as they come."
             )
+        if self.refined_dimension and (self.refined_classes < 1 or not 0 <= self.refined_strength <= 1):
+            raise ValueError(
+                f"refined_classes is {self.refined_classes} and refined_strength {self.refined_strength}; a refinement "
+                "has 1 centre or more and a strength from 0 to 1."
+            )
 
     @property
     def size_inside(self) -> int:
@@ -101,6 +113,7 @@ class EmbeddingModel(nn.Module):
         dimension: length of the embedding.
         network: FourLayer, or the Backbone with its pooled features.
         head: a linear layer, the integration, or nothing.
+        refinement: the last touch on the embedding, or nothing.
     """
 
     mean: Tensor
@@ -115,7 +128,13 @@ class EmbeddingModel(nn.Module):
         self.network: FourLayer | Backbone
         self.head: nn.Module
         self.network, self.head = _four_layer(config) if config.architecture == FOUR_LAYER else _backbone(config)
-        self.dimension = config.dimension or sum(self.backbone.widths)
+        self.refinement: nn.Module = nn.Identity()
+        if config.refined_dimension:
+            before = config.dimension or sum(self.backbone.widths)
+            self.refinement = Refinement(
+                before, config.refined_dimension, config.refined_classes, config.refined_strength
+            )
+        self.dimension = config.refined_dimension or config.dimension or sum(self.backbone.widths)
 
     @property
     def backbone(self) -> Backbone:
@@ -145,7 +164,20 @@ class EmbeddingModel(nn.Module):
         if config.size_inside != config.image_size:
             size, smaller = (config.size_inside, config.size_inside), config.size_inside < config.image_size
             images = interpolate(images, size, mode="bilinear", align_corners=False, antialias=smaller)
-        return self.head(self.network(images))
+        return self.refinement(self.head(self.network(images)))
+
+    def refined(self, refinement: Refinement) -> "EmbeddingModel":
+        """This model with a refinement in the place of its own, in evaluation mode; the weights are shared."""
+        classes, dimension = refinement.centres.shape
+        config = replace(
+            self.config,
+            refined_dimension=dimension,
+            refined_classes=classes,
+            refined_strength=refinement.strength,
+        )
+        model = EmbeddingModel(config)
+        model.network, model.head, model.refinement = self.network, self.head, refinement
+        return model.eval()
 
 
 def build_network(config: ModelConfig) -> EmbeddingModel:

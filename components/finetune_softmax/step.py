@@ -1,5 +1,8 @@
 """Fine-tunes the whole embedding network under a softmax layer over the classes."""
 
+import copy
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,14 +16,34 @@ from retrieval.dataset import Dataset
 from retrieval.devices import describe, pick_device
 from retrieval.features import embed
 from retrieval.image_batches import ImageBatches
+from retrieval.metrics import recall_at_1
 from retrieval.models import EmbeddingModel, load_model, read_model_manifest, save_model
+from retrieval.refinement import STRENGTHS, Refinement, choose_refinement, learn_refinement
 from retrieval.tracking import StepRun, step_run
 from retrieval.training import History, Schedule, fit
-from retrieval.validation import validation_recall_at_1
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model that may go on: the network as it came, or as it was fine-tuned, with the refinement that suits it.
+
+    Attributes:
+        name: "before" or "after" fine-tuning.
+        model: with its refinement.
+        recall_at_1: of the validation images, refined; None where no two of them share a class.
+        plain_recall_at_1: without the refinement.
+        refinement_why: one sentence: what was tried and chosen.
+    """
+
+    name: str
+    model: EmbeddingModel
+    recall_at_1: float | None
+    plain_recall_at_1: float | None
+    refinement_why: str
 
 
 def finetune_softmax(params: Params, dataset: InputPath, model: InputPath, tuned_model: OutputPath) -> Outputs:
-    """Measure; begin a softmax layer at the class centres; train it with the network; measure again and say so."""
+    """Begin a softmax layer at the class centres, train it with the network, refine; the better model goes on."""
     device = pick_device(params.device)
     distributed.setup(device)
     data, network = Dataset(dataset), load_model(model, device)
@@ -31,24 +54,92 @@ def finetune_softmax(params: Params, dataset: InputPath, model: InputPath, tuned
         f"train on; {network.config.architecture}, d = {network.dimension}; {describe(device)}; seed {params.seed}."
     )
     with step_run("finetune_softmax", params) as run:
-        before = validation_recall_at_1(network, data, device, name="finetune_softmax: validate")
-        centres = class_centres(embed(network, data, rows, device), torch.from_numpy(labels))
-        layer = CosineLayer(centres, label_smoothing=params.label_smoothing)
-        history = fine_tune(network, layer, ImageBatches(data, rows, device), torch.from_numpy(labels), params, run)
+        embeddings, targets = embed(network, data, rows, device), torch.from_numpy(labels)
+        layer = CosineLayer(class_centres(embeddings, targets), label_smoothing=params.label_smoothing)
+        before = candidate("before", copy.deepcopy(network), embeddings, targets, data, params.refine, device)
+        history = fine_tune(network, layer, ImageBatches(data, rows, device), targets, params, run)
         if not distributed.is_first():
             return {}
-        after = validation_recall_at_1(network, data, device, name="finetune_softmax: validate")
+        accuracy = validation_accuracy(network, layer, data, names, device)
+        embeddings = embed(network, data, rows, device)
+        after = candidate("after", network, embeddings, targets, data, params.refine, device)
+        chosen = better_of(before, after)
         numbers = {"images_per_second": round(history.images_per_second, 1), "softmax_loss": history.loss}
-        recalls = {"validation_recall_at_1_before": before, "validation_recall_at_1": after}
-        numbers |= {name: value for name, value in recalls.items() if value is not None}
-        numbers |= validation_accuracy(network, layer, data, names, device)
+        numbers |= accuracy | validation_numbers(before, after, chosen)
         run.log_metrics(numbers)
-        distributed.say(f"finetune_softmax: {what_it_did(before, after)}")
-        described = {"epochs": params.softmax_epochs, "dimension": network.dimension, **numbers}
+        verdict = what_it_did(before, after, chosen)
+        for sentence in (verdict, chosen.refinement_why):
+            distributed.say(f"finetune_softmax: {sentence}")
+        run.set_tags({"softmax_why": verdict, "refinement_why": chosen.refinement_why})
+        described = {"epochs": params.softmax_epochs, "dimension": chosen.model.dimension, **numbers}
         made_from = {"dataset": data.digest, "model": read_model_manifest(model).digest}
-        facts = described | {"softmax": what_it_did(before, after), "resize": data.resize}
-        save_model(tuned_model, network.cpu(), made_from, facts)
+        decided = {
+            "softmax": chosen.name,
+            "softmax_why": verdict,
+            "refinement": chosen.model.config.refined_strength if chosen.model.config.refined_dimension else "none",
+            "refinement_why": chosen.refinement_why,
+        }
+        save_model(tuned_model, chosen.model.cpu(), made_from, described | decided | {"resize": data.resize})
     return {"tuned_model": described}
+
+
+def candidate(
+    name: str,
+    network: EmbeddingModel,
+    embeddings: Tensor,
+    labels: Tensor,
+    data: Dataset,
+    refine: str,
+    device: torch.device,
+) -> Candidate:
+    """The network with its refinement: as asked for, or as the validation images gain by it.
+
+    Args:
+        name: of the candidate.
+        network: that made the embeddings.
+        embeddings: (n, d) of the training images.
+        labels: (n,) theirs, in 0..c-1.
+        data: whose validation images it is measured on.
+        refine: the knob.
+        device: where to embed.
+    """
+    strengths, forced = {"auto": (STRENGTHS, False), "none": ((), False)}.get(refine) or ((float(refine),), True)
+    rows = data.rows("validation")
+    held_out_labels = torch.from_numpy(data.labels[rows])
+    if len(held_out_labels.unique()) == len(rows):
+        refinement = learn_refinement(embeddings, labels, *strengths) if forced else None
+        why = f"refinement {refine if forced else 'none'}: no two validation images share a class"
+        return Candidate(name, with_refinement(network, refinement), None, None, why)
+    held_out = embed(network, data, rows, device, name=f"finetune_softmax: validate {name}")
+    choice = choose_refinement(
+        embeddings, labels, held_out, lambda refined: recall_at_1(refined, held_out_labels), strengths, forced
+    )
+    model = with_refinement(network, choice.refinement)
+    return Candidate(name, model, choice.recall_at_1, choice.measured["none"], choice.why)
+
+
+def with_refinement(network: EmbeddingModel, refinement: Refinement | None) -> EmbeddingModel:
+    """The network with a refinement, on one device; itself without one."""
+    return network if refinement is None else network.refined(refinement)
+
+
+def better_of(before: Candidate, after: Candidate) -> Candidate:
+    """The candidate of more R@1 on validation; fine-tuning has to raise it, and goes on where nothing can be seen."""
+    if before.recall_at_1 is None or after.recall_at_1 is None:
+        return after
+    return after if after.recall_at_1 > before.recall_at_1 else before
+
+
+def validation_numbers(before: Candidate, after: Candidate, chosen: Candidate) -> dict[str, float]:
+    """R@1 of the validation images before and after, each plain and refined, and of what goes on."""
+    named = {
+        "validation_recall_at_1_before": before.plain_recall_at_1,
+        "validation_recall_at_1_before_refined": before.recall_at_1,
+        "validation_recall_at_1_after": after.plain_recall_at_1,
+        "validation_recall_at_1_after_refined": after.recall_at_1,
+        "validation_recall_at_1": chosen.recall_at_1,
+    }
+    return {name: recall for name, recall in named.items() if recall is not None}
 
 
 def fine_tune(
@@ -93,12 +184,16 @@ def validation_accuracy(
     return {"validation_accuracy": float((names[answers] == data.labels[rows]).mean())}
 
 
-def what_it_did(before: float | None, after: float | None) -> str:
-    """Whether fine-tuning raised R@1 on validation, in a sentence."""
-    if before is None or after is None:
-        return "R@1 cannot be measured: no two validation images share a class."
-    verdict = "raised" if after > before else "did not raise"
-    return f"the softmax layer {verdict} R@1 among the validation images: {before:.1%} before, {after:.1%} after."
+def what_it_did(before: Candidate, after: Candidate, chosen: Candidate) -> str:
+    """Whether fine-tuning raised R@1 on validation, and which model goes on, in a sentence."""
+    if before.recall_at_1 is None or after.recall_at_1 is None:
+        return "R@1 cannot be measured: no two validation images share a class; the fine-tuned model goes on."
+    verdict = "raised" if after.recall_at_1 > before.recall_at_1 else "did not raise"
+    goes_on = "fine-tuned model" if chosen is after else "model as it came"
+    return (
+        f"the softmax layer {verdict} R@1 among the validation images: {before.recall_at_1:.1%} before, "
+        f"{after.recall_at_1:.1%} after; the {goes_on} goes on."
+    )
 
 
 if __name__ == "__main__":

@@ -6,19 +6,21 @@ import pytest
 import torch
 
 from components.finetune_softmax.params import Params
-from components.finetune_softmax.step import finetune_softmax, what_it_did
-from retrieval.dataset import INDEX_SCHEMA, save_dataset
+from components.finetune_softmax.step import Candidate, better_of, finetune_softmax, what_it_did
+from retrieval.dataset import INDEX_SCHEMA, Dataset, save_dataset
+from retrieval.features import embed
+from retrieval.metrics import recall_at_1
 from retrieval.models import ModelConfig, build_network, load_model, read_model_manifest, save_model
 
 SMALL = {"batch_size": 10, "softmax_epochs": 6, "softmax_learning_rate": 0.05}
 
 
 def write_inputs(folder: Path, shared_classes: bool = True) -> tuple[Path, Path]:
-    """60 images of three classes, each with a bright band of its own, and a network that knows nothing."""
+    """60 images of three classes, each with a band of its own, slightly brighter, and a network that knows nothing."""
     labels = np.arange(60) % 3
-    pixels = np.random.default_rng(0).integers(0, 100, (60, 8, 8, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 200, (60, 8, 8, 3), dtype=np.uint8)
     for image, label in zip(pixels, labels, strict=True):
-        image[2 * label : 2 * label + 3] += 150
+        image[2 * label : 2 * label + 3] += 55
     parts = (
         np.repeat(["train", "validation"], 30) if shared_classes else np.array(["train", "train", "validation"] * 20)
     )
@@ -41,11 +43,20 @@ def test_it_raises_the_network_and_says_so(tmp_path: Path, capsys: pytest.Captur
     assert outputs["images_per_second"] > 0
     shown = capsys.readouterr().out
     assert "60 images of 8 px, 30 of 3 classes to train on; four_layer, d = 16" in shown
-    raised = outputs["validation_recall_at_1"] > outputs["validation_recall_at_1_before"]
-    assert ("did not raise" in shown) == (not raised)
+    before, after = (outputs[f"validation_recall_at_1_{when}_refined"] for when in ("before", "after"))
+    assert ("did not raise" in shown) == (after <= before)
+    assert outputs["validation_recall_at_1"] == max(before, after)
+    assert "refinement " in shown
     tuned, manifest = load_model(tmp_path / "tuned"), read_model_manifest(tmp_path / "tuned")
-    assert tuned.config == load_model(model).config
-    assert manifest.made_from["model"] == read_model_manifest(model).digest != manifest.digest
+    assert tuned.dimension == outputs["dimension"]
+    assert manifest.facts["softmax"] == ("after" if after > before else "before")
+    data = Dataset(dataset)
+    rows = data.rows("validation")
+    found = recall_at_1(embed(tuned, data, rows, torch.device("cpu")), torch.from_numpy(data.labels[rows]))
+    assert found == outputs["validation_recall_at_1"], "what was written is what was chosen"
+    assert manifest.made_from["model"] == read_model_manifest(model).digest
+    assert manifest.digest != read_model_manifest(model).digest
+    assert after > before, "the images are made so that training helps"
 
 
 @pytest.mark.usefixtures("mlflow_home")
@@ -54,7 +65,7 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
     digests = []
     for number, seed in enumerate([0, 0, 1]):
         torch.manual_seed(number)
-        finetune_softmax(Params(**SMALL | {"softmax_epochs": 1}, seed=seed), dataset, model, tmp_path / str(number))
+        finetune_softmax(Params(**SMALL, seed=seed), dataset, model, tmp_path / str(number))
         digests.append(read_model_manifest(tmp_path / str(number)).digest)
     assert digests[0] == digests[1] != digests[2]
 
@@ -73,10 +84,48 @@ def test_a_rate_too_high_stops_and_names_the_step(tmp_path: Path) -> None:
         finetune_softmax(Params(**SMALL | {"softmax_learning_rate": 1e30}), dataset, model, tmp_path / "tuned")
 
 
-def test_it_says_when_it_did_not_help() -> None:
-    assert "did not raise R@1 among the validation images: 90.0% before, 90.0% after" in what_it_did(0.9, 0.9)
-    assert "raised" in what_it_did(0.9, 0.91)
-    assert "cannot be measured" in what_it_did(None, None)
+@pytest.mark.usefixtures("mlflow_home")
+def test_fine_tuning_that_harms_leaves_the_model_as_it_came(tmp_path: Path) -> None:
+    dataset, model = write_inputs(tmp_path)
+    finetune_softmax(Params(**SMALL, refine="none"), dataset, model, tmp_path / "good")
+    harm = Params(batch_size=30, softmax_epochs=1, softmax_learning_rate=30.0, refine="none")
+    outputs = finetune_softmax(harm, dataset, tmp_path / "good", tmp_path / "tuned")["tuned_model"]
+    assert outputs["validation_recall_at_1_after"] < outputs["validation_recall_at_1_before"]
+    good, tuned = load_model(tmp_path / "good").state_dict(), load_model(tmp_path / "tuned").state_dict()
+    assert all(torch.equal(good[name], tuned[name]) for name in good)
+
+
+@pytest.mark.usefixtures("mlflow_home")
+@pytest.mark.parametrize(("refine", "strength"), [("none", None), ("0", 0.0), ("0.4", 0.4)])
+def test_a_refinement_that_is_asked_for_is_used(tmp_path: Path, refine: str, strength: float | None) -> None:
+    dataset, model = write_inputs(tmp_path)
+    finetune_softmax(Params(**SMALL | {"softmax_epochs": 1}, refine=refine), dataset, model, tmp_path / "tuned")
+    config = load_model(tmp_path / "tuned").config
+    assert bool(config.refined_dimension) == (strength is not None)
+    assert config.refined_strength == (strength or 0.0)
+
+
+def of(name: str, recall: float | None) -> Candidate:
+    network = build_network(ModelConfig(image_size=8, dimension=16, channels=(4, 4, 8)))
+    return Candidate(name, network, recall, recall, "")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "goes_on", "said"),
+    [
+        (0.9, 0.9, "before", "did not raise R@1 among the validation images: 90.0% before, 90.0% after; the model as"),
+        (0.9, 0.8, "before", "did not raise"),
+        (0.9, 0.91, "after", "raised R@1 among the validation images: 90.0% before, 91.0% after; the fine-tuned"),
+        (None, None, "after", "cannot be measured"),
+    ],
+)
+def test_the_better_model_goes_on_and_a_tie_is_no_gain(
+    before: float | None, after: float | None, goes_on: str, said: str
+) -> None:
+    first, second = of("before", before), of("after", after)
+    chosen = better_of(first, second)
+    assert chosen.name == goes_on
+    assert said in what_it_did(first, second, chosen)
 
 
 @pytest.mark.parametrize(
@@ -84,6 +133,7 @@ def test_it_says_when_it_did_not_help() -> None:
     [
         ({"softmax_epochs": 0}, "softmax_epochs is 0; it must be 1 or more"),
         ({"softmax_learning_rate": 0.0}, "softmax_learning_rate is 0.0"),
+        ({"refine": "1.5"}, "refine is '1.5'; give auto, none or a number from 0 to 1"),
         ({"label_smoothing": 1.0}, "label_smoothing 1.0; both must be from 0 to below 1"),
         ({"augment": "flip"}, "Unknown augment 'flip'; choose one of: auto, none"),
     ],
