@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from components.launch import text_of
-from operations import parameters, recipes
+from operations import network, parameters, recipes
 
 BAD_INPUT = 2
 
@@ -88,6 +88,26 @@ def parameters_command(recipe: Recipe = None) -> None:
         value = given.get(knob.name, knob.default)
         table.add_row(knob.name, text_of(value), ", ".join(knob.steps), knob.description)
     Console(highlight=False, markup=False).print(table)
+
+
+@app.command(name="inspect")
+def inspect_command(
+    recipe: Recipe = None,
+    param: Assignments = None,
+    classes: Annotated[int | None, typer.Option(min=1, help="Show the softmax layer over so many classes too.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> None:
+    """List the layers of the network that a run would train: outputs, parameters, FLOPs for one image.
+
+    Example: [cyan]rankone inspect -p alpha=1.5 -p pooling=gem --classes 100[/]
+    """
+    values = parameters.resolve(recipes.load_recipe(recipe) if recipe else {}, param or [])
+    steps = parameters.step_params(values)
+    layers = network.network_layers(steps, classes)
+    if json:
+        print(network.layers_json(steps, layers))
+    else:
+        Console(highlight=False, markup=False).print(network.layers_table(steps, layers))
 
 
 @app.command(name="recipes")

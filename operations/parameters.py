@@ -9,7 +9,8 @@ from typing import Any, get_type_hints
 
 import components
 from components.descriptions import knob_descriptions
-from components.launch import params_from, parse, text_of
+from components.launch import parse, text_of
+from operations.network import refuse_vanishing_map
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +66,8 @@ def resolve(recipe: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, 
         Only what was given; all else keeps its default.
 
     Raises:
-        ValueError: no such parameter (the message lists those that exist), no value of its type, or values that a step
-            refuses together.
+        ValueError: no such parameter (the message lists those that exist), no value of its type, values that a step
+            refuses together, or a network of which the images would leave no map.
     """
     knobs = all_knobs()
     texts = {name: text_of(tuple(value) if isinstance(value, list) else value) for name, value in recipe.items()}
@@ -85,9 +86,21 @@ def resolve(recipe: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, 
         values = {name: parse(name, text, knobs[name].kind) for name, text in texts.items()}
     except ValueError as error:
         raise ValueError(f"{error} {listing(knobs)}") from None
-    for step in step_names():
-        params_from(params_type(step), {name: text for name, text in texts.items() if step in knobs[name].steps})
+    refuse_vanishing_map(step_params(values))
     return values
+
+
+def step_params(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The `Params` of every step, by its name, when the pipeline runs with these values.
+
+    Raises:
+        ValueError: values that a step refuses.
+    """
+    knobs = all_knobs()
+    return {
+        step: params_type(step)(**{name: value for name, value in values.items() if step in knobs[name].steps})
+        for step in step_names()
+    }
 
 
 def listing(knobs: Mapping[str, Knob]) -> str:

@@ -135,6 +135,12 @@ def least_image_size(name: str, depths: Sequence[int] = (1,)) -> int:
     return next(size for size in range(1, IMAGENET_SIZE + 1) if _vanishing_layer(name, taken, size) is None)
 
 
+def enlarged_size(name: str, image_size: int) -> int:
+    """Height and width to which images must be brought for the last map to be there; 0 when they are large enough."""
+    least = least_image_size(name)
+    return least if least > image_size else 0
+
+
 @functools.cache
 def _stage_ends(name: str) -> tuple[int, ...]:
     """The last layer of each run of layers that keep the resolution, at the size the classifier was made for."""

@@ -12,13 +12,13 @@ from torch.nn.functional import interpolate
 
 from retrieval.backbones import BACKBONES, IMAGENET_MEAN, IMAGENET_STD, Backbone
 from retrieval.integration import Integration
+from retrieval.layer_shapes import AUTO_POOLING, FOUR_LAYER
 from retrieval.manifest import Manifest, read_manifest, write_manifest
 from retrieval.networks import FourLayer
 from retrieval.refinement import Refinement
 
 KIND, FORMAT_VERSION = "model", 1
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
-FOUR_LAYER = "four_layer"
 HEADS = ("linear", "integrated", "none")
 
 
@@ -39,7 +39,7 @@ class ModelConfig:
             PCA-whitening, see retrieval/integration.py) or "none" (the features themselves).
         depths: which maps of a backbone are taken, counted from the end.
         power: of a backbone's features before they are integrated.
-        channels: of the three convolutions of four_layer; see retrieval/networks.py, as for the next six.
+        channels: of the three convolutions of four_layer; see retrieval/layer_shapes.py, as for the next six.
         kernels: sizes of the windows.
         strides: steps of the windows.
         paddings: zeros around the map.
@@ -254,7 +254,7 @@ def _four_layer(config: ModelConfig) -> tuple[FourLayer, nn.Module]:
         config.dimension,
         config.pool_kind,
         config.batch_norm,
-        "flatten" if config.pooling == "auto" else config.pooling,
+        AUTO_POOLING if config.pooling == "auto" else config.pooling,
     )
     return network, nn.Identity()
 

@@ -50,10 +50,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_readme_shows_every_command() -> None:
-    assert {arguments[0] for arguments in RANKONE} == {"run", "recipes", "parameters", "compile", "ui"}
+    assert {arguments[0] for arguments in RANKONE} == {"run", "recipes", "parameters", "inspect", "compile", "ui"}
 
 
-@pytest.mark.parametrize("arguments", of("recipes") + of("parameters") + of("compile"), ids=" ".join)
+@pytest.mark.parametrize("arguments", of("recipes") + of("parameters") + of("inspect") + of("compile"), ids=" ".join)
 def test_a_command_of_the_readme_works(arguments: list[str], place: Path) -> None:
     done = subprocess.run([*PROGRAM, *arguments], capture_output=True, text=True, cwd=place, check=False)
     assert done.returncode == 0, done.stderr

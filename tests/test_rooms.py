@@ -19,7 +19,8 @@ from operations.parameters import params_type, step_names
 ROOT = Path(__file__).parents[1]
 STEPS = step_names()
 MLFLOW_ROOMS = {"retrieval/tracking.py", "retrieval/registry.py", "retrieval/served_model.py"}
-TORCH_FREE = {"fingerprint", "home", "manifest", "progress", "tracking", "registry"}  # what operations may call
+# what operations may call
+TORCH_FREE = {"fingerprint", "home", "layer_shapes", "manifest", "progress", "tracking", "registry"}
 
 
 def imports_of(path: Path) -> set[str]:

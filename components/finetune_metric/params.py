@@ -6,6 +6,10 @@ from components.knobs import AUGMENTATIONS, BACKBONES, DEVICES, check_choices, c
 
 LEAST_RATE = 1e-12
 LOSSES = ("auto", "normalised_softmax", "contrastive", "triplet", "multi_similarity", "proxy_anchor")
+POOLINGS = ("auto", "gem", "average", "max", "flatten")
+POOL_KINDS = ("max", "average")
+RATIO = 2.0  # alpha and beta where nothing else is said: the usual doubling wherever the map is halved
+RATIO_LIMIT = 1000.0  # far beyond any network; no count of channels overflows
 
 
 @dataclass(frozen=True)
@@ -16,12 +20,19 @@ class Params:
         network: four_layer (three convolutions and one fully connected layer), or a classifier of torchvision, e.g.
             resnet18, trained from scratch.
         dimension: length of the embedding, e.g. 128, 256 or 512.
-        channels: output channels of the three convolutions of four_layer.
+        channels: output channels of the three convolutions of four_layer; or of the first alone, the others following
+            from alpha and beta.
+        alpha: channels of the second convolution over those of the first, c2 = round(alpha * c1).
+        beta: channels of the third convolution over those of the second, c3 = round(beta * c2).
         kernels: windows of its convolutions, one number a layer, or two (height, width).
         strides: steps of its convolutions, one number a layer, or two (down, right).
         paddings: zeros around its maps, one number a layer, two (top and bottom, left and right) or four (left, right,
             top, bottom).
         pools: window of the pooling after each convolution; 1 for none.
+        pool_kind: max or average, of these poolings.
+        pooling: how the last map becomes a vector: gem, average, max or flatten; auto is flatten for four_layer, gem
+            for the others.
+        batch_norm: whether batch norm follows each convolution of four_layer.
         loss: auto (chosen from the classes), normalised_softmax, contrastive, triplet, multi_similarity or
             proxy_anchor.
         learning_rate: auto (from the dimension and the batch), or the highest rate of SGD.
@@ -38,11 +49,16 @@ class Params:
 
     network: str = "four_layer"
     dimension: int = 256
-    channels: tuple[int, ...] = (64, 128, 256)
+    channels: tuple[int, ...] = (64,)
+    alpha: float = RATIO
+    beta: float = RATIO
     kernels: tuple[int, ...] = (3, 3, 3)
     strides: tuple[int, ...] = (1, 1, 1)
     paddings: tuple[int, ...] = (1, 1, 1)
     pools: tuple[int, ...] = (2, 2, 2)
+    pool_kind: str = "max"
+    pooling: str = "auto"
+    batch_norm: bool = True
     loss: str = "auto"
     learning_rate: str = "auto"
     adjust_epochs: int = 2
@@ -57,8 +73,10 @@ class Params:
 
     def __post_init__(self) -> None:
         check_choices(self, network=("four_layer", *BACKBONES), loss=LOSSES, augment=AUGMENTATIONS, device=DEVICES)
+        check_choices(self, pooling=POOLINGS, pool_kind=POOL_KINDS)
         check_least(self, dimension=1, batch_size=2, adjust_epochs=0, metric_epochs=0)
         self._check_layers()
+        self._check_ratios()
         if not is_auto_or_number(self.learning_rate, LEAST_RATE):
             raise ValueError(f"learning_rate is '{self.learning_rate}'; give auto or a number above 0, e.g. 0.05.")
         if self.adjust_epochs + self.metric_epochs == 0:
@@ -70,9 +88,20 @@ class Params:
                     "give 2 or more, or 0 to have it from batch_size."
                 )
 
+    @property
+    def channel_counts(self) -> tuple[int, int, int]:
+        """Channels of the three convolutions; a half is rounded to the even number."""
+        if len(self.channels) == 3:
+            first, second, third = self.channels
+        else:
+            first = self.channels[0]
+            second = round(self.alpha * first)
+            third = round(self.beta * second)
+        return first, second, third
+
     def _check_layers(self) -> None:
         for name, counts, least in [
-            ("channels", (3,), 1),
+            ("channels", (1, 3), 1),
             ("kernels", (3, 6), 1),
             ("strides", (3, 6), 1),
             ("paddings", (3, 6, 12), 0),
@@ -84,3 +113,19 @@ class Params:
                 raise ValueError(f"{name} has {len(values)} numbers; three convolutions need {wanted}.")
             if min(values) < least:
                 raise ValueError(f"{name} is {list(values)}; every number must be at least {least}.")
+
+    def _check_ratios(self) -> None:
+        for name in ("alpha", "beta"):
+            value = getattr(self, name)
+            if not 0 < value <= RATIO_LIMIT:
+                raise ValueError(f"{name} is {value}; a ratio of channels must be above 0, at most {RATIO_LIMIT:g}.")
+            if len(self.channels) == 3 and value != RATIO:
+                raise ValueError(
+                    f"{name} is {value} and channels {list(self.channels)} names all three layers; give the first "
+                    f"layer's channels alone, or leave {name} out."
+                )
+        if min(self.channel_counts) < 1:
+            raise ValueError(
+                f"channels {list(self.channels)} with alpha {self.alpha} and beta {self.beta} gives layers of "
+                f"{list(self.channel_counts)} channels; every layer needs 1 or more: raise the ratios or channels."
+            )

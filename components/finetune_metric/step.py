@@ -8,7 +8,7 @@ from components.finetune_metric.params import Params
 from components.launch import InputPath, OutputPath, Outputs, launch
 from retrieval import distributed
 from retrieval.augmentation import IMAGES_TO_JUDGE, choose_augmentation, named_augmentation
-from retrieval.backbones import least_image_size
+from retrieval.backbones import enlarged_size
 from retrieval.choices import Choice, choose_learning_rate, choose_loss, measure_classes
 from retrieval.clusters import Clusters, load_clusters
 from retrieval.colours import colour_statistics
@@ -108,20 +108,22 @@ def batch_of(params: Params, labels: Tensor) -> tuple[int, int]:
 
 def network_config(params: Params, data: Dataset, rows: np.ndarray) -> ModelConfig:
     """The network to train: layers as asked for, colours measured, images enlarged if a backbone would leave no map."""
-    least = data.image_size if params.network == FOUR_LAYER else least_image_size(params.network)
     mean, std = colour_statistics(data, rows)
     return ModelConfig(
         architecture=params.network,
         dimension=params.dimension,
         image_size=data.image_size,
-        network_size=least if least > data.image_size else 0,
+        network_size=0 if params.network == FOUR_LAYER else enlarged_size(params.network, data.image_size),
         mean=mean,
         std=std,
-        channels=params.channels,
+        pooling=params.pooling,
+        channels=params.channel_counts,
         kernels=params.kernels,
         strides=params.strides,
         paddings=params.paddings,
         pools=params.pools,
+        pool_kind=params.pool_kind,
+        batch_norm=params.batch_norm,
     )
 
 

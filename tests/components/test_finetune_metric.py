@@ -99,6 +99,29 @@ def test_targets_of_another_dataset_are_refused(tmp_path: Path) -> None:
     assert clusters.exists()
 
 
+@pytest.mark.usefixtures("mlflow_home")
+def test_the_form_of_the_network_is_as_asked_for(tmp_path: Path) -> None:
+    dataset, clusters = write_inputs(tmp_path)
+    form = {"channels": (4,), "alpha": 1.5, "beta": 0.5, "pooling": "gem", "pool_kind": "average", "batch_norm": False}
+    params = Params(**SMALL | {"adjust_epochs": 0, "metric_epochs": 1} | form)
+    finetune_metric(params, dataset, clusters, tmp_path / "model")
+    config = load_model(tmp_path / "model").config
+    assert (config.channels, config.pooling, config.pool_kind) == ((4, 6, 3), "gem", "average")
+    assert not config.batch_norm
+
+
+@pytest.mark.parametrize(
+    ("given", "counts"),
+    [
+        ({}, (64, 128, 256)),
+        ({"channels": (8, 16, 16)}, (8, 16, 16)),
+        ({"channels": (10,), "alpha": 1.26, "beta": 0.5}, (10, 13, 6)),  # 12.6 -> 13; 6.5 -> 6
+    ],
+)
+def test_channels_follow_from_the_two_ratios(given: dict[str, object], counts: tuple[int, ...]) -> None:
+    assert Params(**given).channel_counts == counts
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -109,7 +132,16 @@ def test_targets_of_another_dataset_are_refused(tmp_path: Path) -> None:
         ({"learning_rate": "fast"}, "learning_rate is 'fast'; give auto or a number above 0"),
         ({"learning_rate": "-1"}, "learning_rate is '-1'"),
         ({"learning_rate": "nan"}, "learning_rate is 'nan'"),
-        ({"channels": (64, 128)}, "channels has 2 numbers; three convolutions need 3"),
+        ({"channels": (64, 128)}, "channels has 2 numbers; three convolutions need 1 or 3"),
+        ({"channels": ()}, "channels has 0 numbers; three convolutions need 1 or 3"),
+        ({"alpha": 0.0}, "alpha is 0.0; a ratio of channels must be above 0"),
+        ({"beta": -1.0}, "beta is -1.0; a ratio"),
+        ({"beta": float("nan")}, "beta is nan; a ratio"),
+        ({"alpha": float("inf")}, "alpha is inf; a ratio"),
+        ({"channels": (4,), "alpha": 0.1}, r"alpha 0.1 and beta 2.0 gives layers of \[4, 0, 0\] channels"),
+        ({"channels": (4, 4, 4), "beta": 3.0}, r"beta is 3.0 and channels \[4, 4, 4\] names all three layers"),
+        ({"pooling": "gemm"}, "Unknown pooling 'gemm'; choose one of: auto, gem, average, max, flatten"),
+        ({"pool_kind": "median"}, "Unknown pool_kind 'median'; choose one of: max, average"),
         ({"kernels": (3, 3, 3, 3)}, "kernels has 4 numbers; three convolutions need 3 or 6"),
         ({"strides": (1, 0, 1)}, r"strides is \[1, 0, 1\]; every number must be at least 1"),
         ({"adjust_epochs": 0, "metric_epochs": 0}, "nothing would be trained"),

@@ -5,7 +5,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from retrieval.backbones import BACKBONES, Backbone, build_trunk, initialise, least_image_size, taken_layers
+from retrieval.backbones import (
+    BACKBONES,
+    Backbone,
+    build_trunk,
+    enlarged_size,
+    initialise,
+    least_image_size,
+    taken_layers,
+)
 from retrieval.weights import fill_trunk, load_weights
 
 SMALL = "squeezenet1_0"
@@ -46,6 +54,10 @@ def test_the_least_sizes_of_the_networks_that_vanish_at_32_pixels() -> None:
         "vgg16": 32,
         SMALL: 21,
     }
+
+
+def test_images_are_enlarged_only_where_they_would_vanish() -> None:
+    assert [enlarged_size("alexnet", size) for size in (32, 62, 63, 64)] == [63, 63, 0, 0]
 
 
 def test_depths_are_taken_where_the_resolution_halves() -> None:
