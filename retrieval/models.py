@@ -17,7 +17,7 @@ from retrieval.manifest import Manifest, read_manifest, write_manifest
 from retrieval.networks import FourLayer
 from retrieval.refinement import Refinement
 
-KIND, FORMAT_VERSION = "model", 1
+KIND, FORMAT_VERSION = "model", 2
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
 HEADS = ("linear", "integrated", "none")
 

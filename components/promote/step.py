@@ -17,7 +17,7 @@ from retrieval.registry import ModelVersion
 from retrieval.tracking import PIPELINE_RUN, code_version, pipeline_run, step_run
 
 KIND, FORMAT_VERSION, DECISION = "decision", 1, "decision.json"
-MODEL_KIND, MODEL_FORMAT_VERSION = "model", 1  # of retrieval.models, which needs torch
+MODEL_KIND, MODEL_FORMAT_VERSION = "model", 2  # of retrieval.models, which needs torch
 
 
 def promote(

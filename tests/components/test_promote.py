@@ -32,7 +32,7 @@ class Bench:
         model.mkdir(parents=True)
         (model / "weights.safetensors").write_text(weights)
         (model / "config.json").write_text("{}")
-        model_digest = write_manifest(model, "model", 1).digest
+        model_digest = write_manifest(model, MODEL_KIND, MODEL_FORMAT_VERSION).digest
         save(folder / "evaluation", measured(recall, digest, model_digest))
         (folder / "report").write_text("<h1>Report</h1>")
         outputs = promote(
