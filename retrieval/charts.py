@@ -166,7 +166,7 @@ def map_chart(places: np.ndarray, labels: np.ndarray, highlighted: Sequence[int]
 
 
 def _apart(rising: Sequence[float], highest: float, least: float = 17) -> list[float]:
-    """Heights of labels, moved so that none covers another: up from the lowest, and down where that leaves the picture."""
+    """Heights of labels, moved up from the lowest so that none covers another, and down where that is out of sight."""
     places: list[float] = []
     for y in reversed(rising):
         places.append(min(y, places[-1] - least) if places else y)

@@ -30,7 +30,7 @@ MADE = {
     "finetune_metric": "model",
     "finetune_softmax": "tuned_model",
 }  # the artifact of each stage
-IMAGES_COMPARED = 10_000  # of the test images, for the similarity that they keep: its cost grows with their square
+IMAGES_COMPARED = 5_000  # of the test images, for the similarity that they keep: its cost grows with their square
 
 
 def evaluate(
@@ -114,7 +114,7 @@ def speeds(
 
 
 def what_is_kept(features: np.ndarray, embeddings: Tensor, images: Dataset, seed: int) -> FeatureLearning | None:
-    """What the embeddings of the test images, or of 10,000 of them, keep of the features; None for fewer than three."""
+    """What the embeddings of the test images, or of 5,000 of them, keep of the features; None for fewer than three."""
     rows = images.rows("test")
     if len(rows) < 3:
         return None
