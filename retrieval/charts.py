@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from html import escape
 from math import floor, isclose
 
-from retrieval.evaluation import Acceptance, Stage
+import numpy as np
+
+from retrieval.evaluation import Acceptance, MissingParts, Stage
 
 WIDTH = 760
 TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -49,7 +51,8 @@ def stage_chart(stages: Sequence[Stage]) -> str:
 def threshold_chart(acceptance: Acceptance) -> str:
     """Precision and coverage against similarity; the level asked for and the chosen similarity are marked.
 
-    Solid lines are the validation queries, on which the similarity was chosen; dashed ones the test queries.
+    Solid lines are the validation queries, on which the similarity was chosen; dashed ones the test queries. The band
+    is the interval of the trials.
     """
     curves = (acceptance.validation_curve, acceptance.test_curve)
     similarities = [point.similarity for curve in curves for point in curve]
@@ -66,6 +69,10 @@ def threshold_chart(acceptance: Acceptance) -> str:
         return top + plot_height * (1 - share)
 
     parts = [_line(left, up(tick), left + plot_width, up(tick), "grid") for tick in TICKS]
+    if acceptance.trials is not None and acceptance.trials.low is not None:
+        begin = max(across(acceptance.trials.low), left)
+        end = left + plot_width if acceptance.trials.high is None else across(acceptance.trials.high)
+        parts.append(_bar(begin, top, max(min(end, left + plot_width) - begin, 0), plot_height, "band"))
     parts += [_text(left - 10, up(tick) + 4, f"{100 * tick:.0f} %", "tick", "end") for tick in TICKS]
     parts += [_text(across(x), height - 26, f"{x:.{places}f}", "tick", "middle") for x, places in _nice(low, high)]
     parts.append(_text(left + plot_width / 2, height - 6, "similarity of the nearest image (cosine)", "tick", "middle"))
@@ -105,6 +112,67 @@ def histogram(shares: Sequence[float], bins: int = 10) -> str:
     return _svg(height, f"{len(shares)} classes by their R@1", parts)
 
 
+def missing_parts_chart(parts: Sequence[MissingParts]) -> str:
+    """R@1 against the share of the query image that is hidden, a line or a dot for each shape."""
+    shapes = list(dict.fromkeys(part.shape for part in parts if part.share))
+    whole = next(part for part in parts if not part.share)
+    most = max(part.share for part in parts)
+    height, left, right, top = 260, 52, 150, 16
+    plot_width, plot_height = WIDTH - left - right, height - top - 46
+
+    def place(part: MissingParts) -> tuple[float, float]:
+        return left + plot_width * part.share / most, top + plot_height * (1 - part.recall_at_1)
+
+    levels = {f"{100 * tick:.0f} %": top + plot_height * (1 - tick) for tick in TICKS}
+    body = [_line(left, y, left + plot_width, y, "grid") for y in levels.values()]
+    body += [_text(left - 10, y + 4, level, "tick", "end") for level, y in levels.items()]
+    for share in sorted({part.share for part in parts}):
+        body.append(_text(left + plot_width * share / most, height - 26, f"{100 * share:.0f} %", "tick", "middle"))
+    body.append(_text(left + plot_width / 2, height - 6, "of the query image hidden", "tick", "middle"))
+    ends = []
+    for number, shape in enumerate(shapes):
+        line = [whole, *(part for part in parts if part.share and part.shape == shape)]
+        if len(line) > 2:  # a line through one measured share would claim the shares between
+            body.append(_curve([place(part) for part in line], f"series s{number}"))
+        body += [_dot(*place(part), f"dot s{number}") for part in line[1:]]
+        ends.append((place(line[-1])[1], number, f"{shape} {percent(line[-1].recall_at_1)}"))
+    body.append(_dot(*place(whole), "dot whole"))
+    ends.sort()
+    for y, (_, number, text) in zip(_apart([end[0] for end in ends], top), ends, strict=True):
+        body.append(_text(left + plot_width + 14, y + 4, text, f"series-name s{number}"))
+    return _svg(height, f"R@1 with parts hidden; whole {percent(whole.recall_at_1)}", body)
+
+
+def map_chart(places: np.ndarray, labels: np.ndarray, highlighted: Sequence[int], title: str) -> str:
+    """Images as dots, those of the highlighted classes each in a colour of its own, the others grey beneath.
+
+    Args:
+        places: (n, 2) in [0, 1], the second from below.
+        labels: (n,) of the images.
+        highlighted: at most ten labels.
+        title: what the map shows.
+    """
+    side, edge = 480.0, 10.0
+    spots = np.stack([places[:, 0], 1 - places[:, 1]], 1) * (side - 2 * edge) + edge
+    size = min(9.0, max(4.0, 150 / len(labels) ** 0.5))
+    groups = [("other", ~np.isin(labels, highlighted))]
+    groups += [(f"s{number}", labels == label) for number, label in enumerate(highlighted)]
+    paths = []
+    for kind, chosen in groups:
+        if chosen.any():
+            drawn = "".join(f"M{x:.1f},{y:.1f}h0" for x, y in spots[chosen])
+            paths.append(f'<path class="spots {kind}" d="{drawn}" stroke-width="{size:.1f}"/>')
+    return _svg(side, title, paths, side)
+
+
+def _apart(rising: Sequence[float], highest: float, least: float = 17) -> list[float]:
+    """Heights of labels, moved up from the lowest so that none covers another, and down where that is out of sight."""
+    places: list[float] = []
+    for y in reversed(rising):
+        places.append(min(y, places[-1] - least) if places else y)
+    return [max(y, highest + number * least) for number, y in enumerate(reversed(places))]
+
+
 def _padded(low: float, high: float) -> tuple[float, float]:
     """The axis of the similarities: all of them, never of no length, never past what a cosine can be for no reason."""
     if isclose(low, high, abs_tol=1e-6):
@@ -129,10 +197,14 @@ def _curve(places: Sequence[tuple[float, float]], kind: str) -> str:
     return f'<polyline class="curve {kind}" points="{where}"/>' if places else ""
 
 
-def _svg(height: float, title: str, parts: Sequence[str]) -> str:
+def _svg(height: float, title: str, parts: Sequence[str], width: float = WIDTH) -> str:
     body = "".join(parts)
     name = escape(title)
-    return f'<svg class="chart" viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{name}">{body}</svg>'
+    return f'<svg class="chart" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{name}">{body}</svg>'
+
+
+def _dot(x: float, y: float, kind: str) -> str:
+    return f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>'
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:

@@ -24,6 +24,20 @@ def wilson_lower_bound(successes: int, trials: int, level: float = 0.95) -> floa
     return max(0.0, (centre - spread) / (1 + z * z / trials))
 
 
+def verdict(successes: int, trials: int, required: float, level: float = 0.95) -> str:
+    """Whether the true share reaches what is required: "accepted", "not accepted", or "inconclusive".
+
+    Accepted when the one-sided Wilson lower bound reaches it; not accepted when the upper bound stays below; when the
+    two ends straddle it, the trials do not decide, and none of them (no trials) decides nothing either.
+    """
+    if trials == 0:
+        return "inconclusive"
+    if wilson_lower_bound(successes, trials, level) >= required:
+        return "accepted"
+    highest = 1 - wilson_lower_bound(trials - successes, trials, level)
+    return "not accepted" if highest < required else "inconclusive"
+
+
 def class_bootstrap_interval(
     correct: Any, labels: Any, resamples: int = 2000, level: float = 0.95, seed: int = 0
 ) -> tuple[float, float]:

@@ -12,10 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from retrieval.manifest import Manifest, digest_of, read_manifest, write_manifest
+from retrieval.thresholds import Trials
 
-KIND, FORMAT_VERSION = "evaluation", 1
+KIND, FORMAT_VERSION = "evaluation", 2
 EVALUATION, QUERIES = "evaluation.json", "queries.parquet"
 NEIGHBOURS = 8  # kept of each query
+NO_THRESHOLD = "no threshold"
 QUERY_SCHEMA = pa.schema(
     {
         "query": pa.int64(),  # id of the test image in the dataset's index
@@ -43,6 +45,8 @@ class Stage:
         recall_at_1_to_train: test images against the training images; None when they share no class.
         map_at_r: test among test.
         dimension: length of a vector.
+        accuracy: share of test images nearest to the mean direction of their class's training images; over those whose
+            class was trained on, None when there are none.
     """
 
     name: str
@@ -52,6 +56,7 @@ class Stage:
     recall_at_1_to_train: float | None
     map_at_r: float
     dimension: int
+    accuracy: float | None = None
 
 
 @dataclass(frozen=True)
@@ -69,8 +74,8 @@ class Acceptance:
 
     Attributes:
         level: the precision asked for.
-        reached: whether some similarity gives it on the validation queries.
-        value: that similarity; None when not reached.
+        reached: whether some similarity gives it in more than half of the trials on the validation queries.
+        value: that similarity, the median of the trials; None when not reached.
         validation_queries: how many it was chosen on.
         validation_precision: share of right answers among those accepted there; None when not reached.
         validation_coverage: share of queries accepted there; 0 when not reached.
@@ -78,6 +83,11 @@ class Acceptance:
         coverage: the same on the test queries.
         validation_curve: the trade on the validation queries, by rising similarity.
         test_curve: the trade on the test queries; nothing is chosen by it.
+        trials: the threshold of resampled validation queries, with its interval, and that of all of them at once; None
+            without validation queries.
+        precision_low: one-sided 95 % Wilson lower bound of the precision on the test queries; None without it.
+        verdict: whether the test queries reach the level: "accepted", "not accepted", or "inconclusive" when the
+            interval straddles it; "no threshold" when none was found.
     """
 
     level: float
@@ -90,6 +100,9 @@ class Acceptance:
     coverage: float
     validation_curve: tuple[CurvePoint, ...] = ()
     test_curve: tuple[CurvePoint, ...] = ()
+    trials: Trials | None = None
+    precision_low: float | None = None
+    verdict: str = NO_THRESHOLD
 
 
 @dataclass(frozen=True)
@@ -99,6 +112,140 @@ class ClassRecall:
     class_name: str
     queries: int
     recall_at_1: float
+
+
+@dataclass(frozen=True)
+class Mistaken:
+    """How many queries of a class have a nearest image of another class."""
+
+    class_name: str
+    queries: int
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """The classes that a class is taken for.
+
+    Attributes:
+        class_name: of the queries.
+        queries: of the class.
+        wrong: of them, those whose nearest image is of another class.
+        taken_for: the most frequent of the other classes first.
+    """
+
+    class_name: str
+    queries: int
+    wrong: int
+    taken_for: tuple[Mistaken, ...]
+
+
+@dataclass(frozen=True)
+class MissingParts:
+    """R@1 of the model when a part of the query image is hidden; the images searched are whole.
+
+    Attributes:
+        shape: of what is hidden, a name of occlusion.SHAPES.
+        share: of the query image that is hidden; 0 for the same queries whole.
+        queries: measured, some or all of the test images.
+        recall_at_1: test among test.
+    """
+
+    shape: str
+    share: float
+    queries: int
+    recall_at_1: float
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast a stage is, on the machine that ran it; numbers of two machines do not compare.
+
+    Attributes:
+        stage: the step.
+        training_images_per_second: as the step says of itself; None where it does not, or trains nothing.
+        embedding_images_per_second: measured while the test images were embedded; None where the vectors were there.
+        search_queries_per_second: exact nearest neighbours of all test images among the test images.
+    """
+
+    stage: str
+    training_images_per_second: float | None
+    embedding_images_per_second: float | None
+    search_queries_per_second: float
+
+
+@dataclass(frozen=True)
+class FurtherDataset:
+    """The model on images of another dataset, searched among each other.
+
+    Attributes:
+        name: as it was asked for.
+        images: of its test split, or all where it has none.
+        whole: whether all images were taken.
+        classes: among the queries.
+        queries: images that have another one of their class.
+        recall_at_1: of the model.
+        recall_at_1_low: lower end of its 95 % interval, resampled by class.
+        recall_at_1_high: upper end.
+        pixels_recall_at_1: of the pixels themselves, shrunk to 32 px where they are more.
+        image_size: of the stored images, in pixels; they were brought to the model's size where it is another.
+        model_image_size: what the model was made for.
+        dataset_digest: of the dataset.
+    """
+
+    name: str
+    images: int
+    whole: bool
+    classes: int
+    queries: int
+    recall_at_1: float
+    recall_at_1_low: float
+    recall_at_1_high: float
+    pixels_recall_at_1: float
+    image_size: int
+    model_image_size: int
+    dataset_digest: str
+
+
+@dataclass(frozen=True)
+class Kept:
+    """How much of one similarity another one keeps; 1 is all of it.
+
+    Attributes:
+        linear_cka: centred alignment of the two sets of products, in [0, 1] (Kornblith et al., ICML 2019).
+        neighbour_overlap: mean share of the 10 nearest images that are the same, in [0, 1].
+        rank_correlation: Spearman's, of the cosines of random pairs, in [-1, 1].
+    """
+
+    linear_cka: float
+    neighbour_overlap: float
+    rank_correlation: float
+
+
+@dataclass(frozen=True)
+class FeatureLearning:
+    """What a model's embeddings keep of the similarity of the features that it learned from.
+
+    Attributes:
+        images: compared; none of them was trained on.
+        feature_dimension: of the features.
+        dimension: of the embeddings.
+        projection: the embeddings against the features.
+        null: the features against themselves in another order: what chance keeps.
+        ceiling: against the features, what their `dimension` leading directions on the training images keep: no linear
+            map to so few dimensions keeps their products better.
+    """
+
+    images: int
+    feature_dimension: int
+    dimension: int
+    projection: Kept
+    null: Kept
+    ceiling: Kept
+
+    def ratios(self) -> dict[str, float | None]:
+        """The projection's share of the ceiling by measure; None where the ceiling is no higher than 0."""
+        pairs = {name: (value, getattr(self.ceiling, name)) for name, value in vars(self.projection).items()}
+        return {name: value / most if most > 0 else None for name, (value, most) in pairs.items()}
 
 
 @dataclass(frozen=True)
@@ -125,6 +272,11 @@ class Evaluation:
         model_digest: of the model measured.
         dataset_digest: of the dataset.
         versions: of what computed it.
+        confusion: the worst classes by R@1 and what they are taken for.
+        speeds: of the stages, in their order.
+        feature_learning: what the embeddings keep of the similarity of the features; None when it was not measured.
+        missing_parts: R@1 by hidden part; empty when it was not measured.
+        further_datasets: in the order asked for.
     """
 
     evaluation_digest: str
@@ -149,6 +301,11 @@ class Evaluation:
     model_digest: str
     dataset_digest: str
     versions: dict[str, str]
+    confusion: tuple[Confusion, ...] = ()
+    speeds: tuple[Speed, ...] = ()
+    feature_learning: FeatureLearning | None = None
+    missing_parts: tuple[MissingParts, ...] = ()
+    further_datasets: tuple[FurtherDataset, ...] = ()
 
 
 def evaluation_digest(protocol: str, images: Iterable[tuple[str, str]]) -> str:
@@ -228,14 +385,28 @@ def _version(package: str) -> str | None:
 
 
 def _evaluation_from(values: dict[str, Any]) -> Evaluation:
-    threshold = dict(values["threshold"])
+    threshold, learning = dict(values["threshold"]), values["feature_learning"]
     for curve in ("validation_curve", "test_curve"):
         threshold[curve] = tuple(CurvePoint(**point) for point in threshold[curve])
+    if threshold["trials"] is not None:
+        threshold["trials"] = Trials(**threshold["trials"])
+    if learning is not None:
+        kept = {name: Kept(**learning[name]) for name in ("projection", "null", "ceiling")}
+        learning = FeatureLearning(**learning | kept)
     return Evaluation(
         **values
         | {
             "threshold": Acceptance(**threshold),
             "stages": tuple(Stage(**stage) for stage in values["stages"]),
             "recall_by_class": tuple(ClassRecall(**recall) for recall in values["recall_by_class"]),
+            "confusion": tuple(map(_confusion_from, values["confusion"])),
+            "speeds": tuple(Speed(**speed) for speed in values["speeds"]),
+            "feature_learning": learning,
+            "missing_parts": tuple(MissingParts(**part) for part in values["missing_parts"]),
+            "further_datasets": tuple(FurtherDataset(**further) for further in values["further_datasets"]),
         }
     )
+
+
+def _confusion_from(values: dict[str, Any]) -> Confusion:
+    return Confusion(**values | {"taken_for": tuple(Mistaken(**mistaken) for mistaken in values["taken_for"])})

@@ -1,30 +1,37 @@
 """Measures how well images find their like: from embeddings and a dataset to the numbers of an evaluation."""
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
+from retrieval.confidence import class_bootstrap_interval, verdict, wilson_lower_bound
 from retrieval.dataset import Dataset
 from retrieval.evaluation import (
     NEIGHBOURS,
     QUERY_SCHEMA,
     Acceptance,
     ClassRecall,
+    Confusion,
     CurvePoint,
     Evaluation,
+    Mistaken,
+    Speed,
     Stage,
     evaluation_digest,
     installed_versions,
 )
-from retrieval.metrics import RetrievalMetrics, class_bootstrap_interval, retrieval_metrics
+from retrieval.metrics import RetrievalMetrics, nearest_mean_accuracy, retrieval_metrics
 from retrieval.neighbours import nearest
-from retrieval.thresholds import acceptance_threshold, precision_at
+from retrieval.thresholds import precision_at, threshold_by_trials
 
 CURVE_POINTS = 160
+WORST_CLASSES, TAKEN_FOR = 10, 3  # shown of the confusion
 
 Embed = Callable[[np.ndarray], Tensor]  # rows of the dataset (m,) -> their embeddings (m, d)
 
@@ -36,22 +43,33 @@ class Options:
     Attributes:
         acceptance: precision that the similarity threshold must give on validation queries.
         resamples: of the class bootstrap.
-        seed: of the class bootstrap.
+        trials: of the similarity threshold, on resampled validation queries.
+        seed: of the class bootstrap and of the trials.
         device: where similarities are computed.
     """
 
     acceptance: float = 0.9
     resamples: int = 2000
+    trials: int = 200
     seed: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
-def judge(
-    stages: Mapping[str, Embed],
-    dataset: Dataset,
-    model_digest: str,
-    options: Options,
-) -> tuple[Evaluation, pa.Table]:
+class Judged(NamedTuple):
+    """What was measured of a model.
+
+    Attributes:
+        evaluation: the numbers; its speeds are those of the search alone.
+        queries: table of evaluation.QUERY_SCHEMA.
+        embeddings: (m, d) of the test images, on the device, by the last stage.
+    """
+
+    evaluation: Evaluation
+    queries: pa.Table
+    embeddings: Tensor
+
+
+def judge(stages: Mapping[str, Embed], dataset: Dataset, model_digest: str, options: Options) -> Judged:
     """Measure every stage on the test images, and the last one, the model, in full.
 
     Args:
@@ -59,14 +77,12 @@ def judge(
         dataset: the images.
         model_digest: of the last stage's model.
         options: how to measure.
-
-    Returns:
-        The evaluation; the table of evaluation.QUERY_SCHEMA.
     """
-    measured = []
+    measured, speeds = [], []
     for name, embed in stages.items():
         stage, among, embeddings = measure_stage(name, embed, dataset, options)
         measured.append(stage)
+        speeds.append(Speed(name, None, None, queries_per_second(embeddings)))
         to_train = "" if stage.recall_at_1_to_train is None else f", to train {stage.recall_at_1_to_train:.4f}"
         print(f"{name}: R@1 among the test images {stage.recall_at_1:.4f}{to_train}", flush=True)
     queries = query_table(embeddings, dataset, among)
@@ -94,8 +110,10 @@ def judge(
         model_digest=model_digest,
         dataset_digest=dataset.digest,
         versions=installed_versions(),
+        confusion=confusion(queries, dataset.class_names, recalls),
+        speeds=tuple(speeds),
     )
-    return evaluation, queries
+    return Judged(evaluation, queries, embeddings)
 
 
 def digest_of_test(dataset: Dataset) -> str:
@@ -143,20 +161,30 @@ def measure_stage(
     among = retrieval_metrics(embeddings, labels)
     queried = dataset.labels[rows[among.query_rows]]
     low, high = class_bootstrap_interval(among.correct, queried, options.resamples, seed=options.seed)
-    to_train = None
+    to_train = accuracy = None
     if shares_classes(dataset):
         gallery = dataset.rows("train")
         gallery_labels = _labels(dataset, gallery, device)
-        to_train = retrieval_metrics(embeddings, labels, embed(gallery).to(device), gallery_labels).recall_at_1
+        trained_on = embed(gallery).to(device)
+        to_train = retrieval_metrics(embeddings, labels, trained_on, gallery_labels).recall_at_1
+        accuracy = nearest_mean_accuracy(embeddings, labels, trained_on, gallery_labels)
     dimension = embeddings.shape[1]
-    return Stage(name, among.recall_at_1, low, high, to_train, among.map_at_r, dimension), among, embeddings
+    return Stage(name, among.recall_at_1, low, high, to_train, among.map_at_r, dimension, accuracy), among, embeddings
+
+
+def queries_per_second(embeddings: Tensor) -> float:
+    """How many images a second find their nearest other one among all of them (m, d), exactly."""
+    itself = torch.arange(len(embeddings), device=embeddings.device)
+    started = time.perf_counter()
+    nearest(embeddings, embeddings, 1, itself)[1].cpu()  # the copy waits for the device
+    return len(embeddings) / max(time.perf_counter() - started, 1e-9)
 
 
 def measure_acceptance(embed: Embed, dataset: Dataset, test: RetrievalMetrics, options: Options) -> Acceptance:
     """Choose the similarity from which answers may be trusted, on validation alone, and measure it on test.
 
-    Validation images are searched among the other validation images. Where no two have a class in common there is
-    nothing to choose on, and the level counts as not reached.
+    Validation images are searched among the other validation images; the median of the trials is taken. Where no two
+    have a class in common there is nothing to choose on, and the level counts as not reached.
     """
     rows, level, device = dataset.rows("validation"), options.acceptance, options.device
     test_curve = trade(test.similarity, test.correct)
@@ -164,21 +192,30 @@ def measure_acceptance(embed: Embed, dataset: Dataset, test: RetrievalMetrics, o
         return Acceptance(level, False, None, 0, None, 0.0, None, 0.0, (), test_curve)
     validation = retrieval_metrics(embed(rows).to(device), _labels(dataset, rows, device))
     curve = trade(validation.similarity, validation.correct)
-    chosen = acceptance_threshold(validation.similarity, validation.correct, level)
-    if chosen.value is None:
-        return Acceptance(level, False, None, validation.queries, None, 0.0, None, 0.0, curve, test_curve)
-    precision, coverage = precision_at(test.similarity, test.correct, chosen.value)
+    asked = dataset.labels[rows[validation.query_rows]]
+    trials = threshold_by_trials(
+        validation.similarity, validation.correct, asked, level, options.trials, seed=options.seed
+    )
+    if trials.value is None:
+        return Acceptance(level, False, None, validation.queries, None, 0.0, None, 0.0, curve, test_curve, trials)
+    there, covered = precision_at(validation.similarity, validation.correct, trials.value)
+    precision, coverage = precision_at(test.similarity, test.correct, trials.value)
+    accepted = test.similarity >= trials.value
+    answered, right = int(accepted.sum()), int(test.correct[accepted].sum())
     return Acceptance(
         level=level,
         reached=True,
-        value=chosen.value,
+        value=trials.value,
         validation_queries=validation.queries,
-        validation_precision=chosen.precision,
-        validation_coverage=chosen.coverage,
+        validation_precision=there,
+        validation_coverage=covered,
         precision=precision,
         coverage=coverage,
         validation_curve=curve,
         test_curve=test_curve,
+        trials=trials,
+        precision_low=wilson_lower_bound(right, answered) if answered else None,
+        verdict=verdict(right, answered, level),
     )
 
 
@@ -242,6 +279,27 @@ def recall_by_class(queries: pa.Table) -> tuple[ClassRecall, ...]:
         for label in np.unique(labels)
     ]
     return tuple(sorted(recalls, key=lambda recall: (recall.recall_at_1, recall.class_name)))
+
+
+def confusion(queries: pa.Table, class_names: Sequence[str], recalls: Sequence[ClassRecall]) -> tuple[Confusion, ...]:
+    """The classes that the worst classes are taken for: of ten at most, those of them that are ever taken wrongly.
+
+    Args:
+        queries: table of QUERY_SCHEMA.
+        class_names: name of each label.
+        recalls: worst class first, from `recall_by_class`.
+    """
+    names = np.asarray(queries["class_name"].to_pylist(), dtype=object)
+    correct, found = queries["correct"].to_numpy(zero_copy_only=False), queries["nearest_label"].to_numpy()
+    confused = []
+    for recall in recalls[:WORST_CLASSES]:
+        wrong = found[(names == recall.class_name) & ~correct]
+        labels, counts = np.unique(wrong, return_counts=True)
+        order = np.lexsort((labels, -counts))[:TAKEN_FOR]
+        taken_for = tuple(Mistaken(class_names[labels[place]], int(counts[place])) for place in order)
+        if taken_for:
+            confused.append(Confusion(recall.class_name, recall.queries, len(wrong), taken_for))
+    return tuple(confused)
 
 
 def _has_pair(labels: np.ndarray) -> bool:

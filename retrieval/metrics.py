@@ -1,17 +1,26 @@
-"""How good a retrieval is: recall@k, MAP@R and R-precision, exact and with self removed by index."""
+"""How good a retrieval is: recall@k, MAP@R, R-precision, exact and with self removed by index; and accuracy."""
 
 from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from retrieval.confidence import class_bootstrap_interval, wilson_lower_bound
 from retrieval.neighbours import TIE, nearest, ranked
 
-__all__ = ["RetrievalMetrics", "class_bootstrap_interval", "recall_at_1", "retrieval_metrics", "wilson_lower_bound"]
+__all__ = [
+    "RetrievalMetrics",
+    "class_bootstrap_interval",
+    "nearest_mean_accuracy",
+    "recall_at_1",
+    "retrieval_metrics",
+    "wilson_lower_bound",
+]
 
 HITS_AT_ONCE = 4_000_000  # similarities held at a time
+ROWS_AT_ONCE = 8_192  # embeddings held in float64 at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +121,32 @@ def recall_at_1(
     task = _Task(embeddings, labels, gallery_embeddings, gallery_labels)
     indices = nearest(task.embeddings, task.gallery, 1, task.itself)[1][task.query_rows, 0]
     return float((task.gallery_labels[indices] == task.labels[task.query_rows]).double().mean())
+
+
+def nearest_mean_accuracy(
+    embeddings: Tensor, labels: Tensor | np.ndarray, train_embeddings: Tensor, train_labels: Tensor | np.ndarray
+) -> float | None:
+    """Share of images whose nearest class mean is that of their class: the accuracy of a classifier without training.
+
+    A class mean is the mean of the class's training embeddings, each brought to length 1. Images of classes without
+    training images are left out; None when nothing remains.
+
+    Args:
+        embeddings: (n, d) float, any scale.
+        labels: (n,) integer.
+        train_embeddings: (m, d) float, of other images.
+        train_labels: (m,) integer.
+    """
+    labels, known = _integers("labels", labels, embeddings), _integers("train_labels", train_labels, train_embeddings)
+    classes, position = known.unique(return_inverse=True)
+    means = torch.zeros(len(classes), train_embeddings.shape[1], dtype=torch.float64, device=train_embeddings.device)
+    for rows, of_class in zip(train_embeddings.split(ROWS_AT_ONCE), position.split(ROWS_AT_ONCE), strict=True):
+        means.index_add_(0, of_class, normalize(rows.double(), dim=1))  # the sum points where the mean does
+    asked = torch.isin(labels, classes)
+    if not asked.any():
+        return None
+    answers = classes[nearest(embeddings[asked].double(), means, 1)[1][:, 0]]
+    return float((answers == labels[asked]).double().mean())
 
 
 class _Task:

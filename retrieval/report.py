@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from retrieval.charts import histogram, percent, stage_chart, threshold_chart
+from retrieval.charts import histogram, map_chart, missing_parts_chart, percent, stage_chart, threshold_chart
 from retrieval.dataset import SPLITS, Dataset
-from retrieval.evaluation import ClassRecall, Evaluation
+from retrieval.evaluation import ClassRecall, Confusion, Evaluation, MissingParts
+from retrieval.feature_map import FeatureMap
 from retrieval.manifest import Manifest
 
 TEMPLATE = "report.html"
@@ -39,6 +40,15 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Mixed:
+    """A class that is often taken for others, with pictures of the first such query of each and of what it found."""
+
+    confusion: Confusion
+    picture: Picture
+    taken_for: tuple[tuple[Picture, int], ...]
+
+
+@dataclass(frozen=True)
 class Answer:
     """One query of the gallery and the images found for it, most similar first."""
 
@@ -53,6 +63,7 @@ def render_report(
     dataset: Dataset,
     artifacts: Mapping[str, Manifest],
     gallery_queries: int = 24,
+    places: FeatureMap | None = None,
 ) -> str:
     """The page as text. Names of classes and files come from strangers: every one of them is escaped.
 
@@ -62,6 +73,7 @@ def render_report(
         dataset: where the pictures and the counts come from.
         artifacts: manifest of each artifact that led to the model, by name; their facts and digests are shown.
         gallery_queries: how many queries to show with their neighbours.
+        places: where the test images lie by features and by embeddings; no map is drawn without it.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -80,6 +92,11 @@ def render_report(
         stage_chart=Markup(stage_chart(evaluation.stages)),
         threshold_chart=Markup(threshold_chart(evaluation.threshold)),
         histogram=Markup(histogram([recall.recall_at_1 for recall in evaluation.recall_by_class])),
+        missing_parts_chart=Markup(missing_parts_chart(evaluation.missing_parts)) if evaluation.missing_parts else "",
+        shares_hidden=sorted({part.share for part in evaluation.missing_parts}),
+        hidden_by_shape=hidden_by_shape(evaluation.missing_parts),
+        maps=maps(places, dataset) if places else None,
+        mixed=mixed(evaluation.confusion, queries, dataset),
         failures=answers(failures, dataset),
         successes=answers(successes, dataset),
         wrong=int(np.sum(~queries["correct"].to_numpy(zero_copy_only=False))),
@@ -115,6 +132,44 @@ def answers(queries: pa.Table, dataset: Dataset) -> list[Answer]:
         ]
         found.append(Answer(_picture(dataset, query["query"]), tuple(neighbours), query["correct"]))
     return found
+
+
+def mixed(confusion: Iterable[Confusion], queries: pa.Table, dataset: Dataset) -> list[Mixed]:
+    """The worst classes with pictures: of each class that they are taken for, the image that was found first."""
+    wrong = [query for query in queries.to_pylist() if not query["correct"]]
+    found = []
+    for entry in confusion:
+        own = [query for query in wrong if query["class_name"] == entry.class_name]
+        taken_for = []
+        for mistaken in entry.taken_for:
+            shown = next(q for q in own if dataset.class_names[q["nearest_label"]] == mistaken.class_name)
+            taken_for.append((_picture(dataset, shown["nearest"]), mistaken.queries))
+        found.append(Mixed(entry, _picture(dataset, own[0]["query"]), tuple(taken_for)))
+    return found
+
+
+def hidden_by_shape(parts: Sequence[MissingParts]) -> dict[str, dict[float, float]]:
+    """R@1 by the share hidden, for each shape; the whole image is the first share of each."""
+    table: dict[str, dict[float, float]] = {}
+    whole = next((part.recall_at_1 for part in parts if not part.share), None)
+    for part in parts:
+        if part.share and whole is not None:
+            table.setdefault(part.shape, {0.0: whole})[part.share] = part.recall_at_1
+    return table
+
+
+def maps(places: FeatureMap, dataset: Dataset) -> dict[str, Any]:
+    """Both maps as pictures, and the names of the classes that they colour."""
+    drawn = {"features": places.features, "embeddings": places.embeddings}
+    return {
+        "names": [_shortened(dataset.class_names[label]) for label in places.highlighted],
+        "images": len(places.labels),
+        "classes": len(np.unique(places.labels)),
+        **{
+            name: Markup(map_chart(spots, places.labels, places.highlighted, f"Test images by their {name}"))
+            for name, spots in drawn.items()
+        },
+    }
 
 
 def listed_classes(recalls: tuple[ClassRecall, ...]) -> list[ClassRecall]:

@@ -5,6 +5,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+HELD_AT_ONCE = 4_000_000  # counts of the trials held at a time
+MIDDLE = 0.95  # share of the trials that the interval of the threshold holds
+
 
 class CurvePoint(NamedTuple):
     """Precision and coverage when every query with similarity >= threshold is answered."""
@@ -36,6 +39,29 @@ class Threshold:
     level: float
     lowest_precision_above: float | None
     curve: tuple[CurvePoint, ...]
+
+
+@dataclass(frozen=True)
+class Trials:
+    """The acceptance threshold found again and again on resampled queries.
+
+    A trial in which no similarity reaches the level counts as one whose threshold lies above all similarities.
+
+    Attributes:
+        count: trials made.
+        reached: share of them in which the level could be reached.
+        value: median of the thresholds; None when half of the trials or more cannot reach the level.
+        low: lower end of the interval that holds 95 % of the trials; None when nearly no trial reaches the level.
+        high: upper end; None when more than 2.5 % of the trials cannot reach the level: then it is open above.
+        point: the threshold on the queries as they are, each once; None when it cannot be reached.
+    """
+
+    count: int
+    reached: float
+    value: float | None
+    low: float | None
+    high: float | None
+    point: float | None
 
 
 def acceptance_threshold(
@@ -87,6 +113,57 @@ def acceptance_threshold(
     )
 
 
+def threshold_by_trials(
+    similarity: Any,
+    correct: Any,
+    labels: Any,
+    level: float = 0.9,
+    trials: int = 200,
+    minimum_answered: int = 30,
+    seed: int = 0,
+) -> Trials:
+    """The acceptance threshold of resampled queries: how far the one found once is chance.
+
+    Each trial draws as many classes as there are, with replacement, takes all their queries, as
+    `class_bootstrap_interval` does, and finds the lowest similarity from which precision reaches the level, by the
+    rules of `acceptance_threshold`. With a single class all trials are the same.
+
+    Args:
+        similarity: (q,) float, of each query to its nearest image.
+        correct: (q,) bool, whether that image is of the query's class.
+        labels: (q,) integer, the class of each query.
+        level: precision to reach, above 0 and at most 1.
+        trials: how often to draw, at least 1.
+        minimum_answered: fewest answered queries that count as evidence.
+        seed: of the draws.
+
+    Raises:
+        ValueError: as `acceptance_threshold`; or fewer than 1 trial.
+    """
+    if trials < 1:
+        raise ValueError(f"trials is {trials}; at least 1.")
+    point = acceptance_threshold(similarity, correct, level, minimum_answered).value
+    scores, right = _checked(similarity, correct)
+    classes, position = np.unique(np.asarray(labels), return_inverse=True)
+    if position.shape != scores.shape:
+        raise ValueError(f"labels are {position.shape} for {len(scores)} queries; give one a query.")
+    draws = np.random.default_rng(seed).multinomial(
+        len(classes), np.full(len(classes), 1 / len(classes)), size=trials
+    )  # (trials, classes): how often each class was drawn
+    order = np.argsort(-scores, kind="stable")
+    scores, right, position = scores[order], right[order], position[order]
+    per_block = max(1, HELD_AT_ONCE // len(scores))
+    values = np.concatenate(
+        [
+            _lowest_reaching(scores, right, draws[start : start + per_block][:, position], level, minimum_answered)
+            for start in range(0, trials, per_block)
+        ]
+    )
+    found = np.sort(values)
+    low, value, high = (_finite(found, share) for share in ((1 - MIDDLE) / 2, 0.5, (1 + MIDDLE) / 2))
+    return Trials(trials, float(np.isfinite(found).mean()), value, low, high, point)
+
+
 def precision_at(similarity: Any, correct: Any, threshold: float) -> tuple[float | None, float]:
     """Precision and coverage when every query with similarity >= threshold is answered.
 
@@ -100,6 +177,33 @@ def precision_at(similarity: Any, correct: Any, threshold: float) -> tuple[float
     answered = scores >= threshold
     precision = float(right[answered].mean()) if answered.any() else None
     return precision, float(answered.mean())
+
+
+def _lowest_reaching(
+    scores: np.ndarray, right: np.ndarray, times: np.ndarray, level: float, minimum_answered: int
+) -> np.ndarray:
+    """The threshold of each trial, infinite where the level is not reached.
+
+    Args:
+        scores: (q,) falling.
+        right: (q,) bool.
+        times: (t, q), how often each query is in each trial.
+        level: precision to reach.
+        minimum_answered: fewest answered queries.
+    """
+    cuts = np.flatnonzero(np.append(np.diff(scores) != 0, True))  # last query of each similarity
+    answered = np.cumsum(times, axis=1, dtype=np.int64)[:, cuts]  # (t, cuts)
+    correct = np.cumsum(times * right, axis=1, dtype=np.int64)[:, cuts]
+    drawn = np.diff(answered, axis=1, prepend=0) > 0  # a similarity that the trial has
+    reaching = drawn & (answered >= minimum_answered) & (correct / np.maximum(answered, 1) >= level)
+    last = len(cuts) - 1 - np.argmax(reaching[:, ::-1], axis=1)
+    return np.where(reaching.any(1), scores[cuts[last]], np.inf)
+
+
+def _finite(rising: np.ndarray, share: float) -> float | None:
+    """The least value that at least `share` of the values do not exceed; None when it is infinite."""
+    value = rising[max(0, int(np.ceil(share * len(rising) - 1e-9)) - 1)]
+    return float(value) if np.isfinite(value) else None
 
 
 def _checked(similarity: Any, correct: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,10 @@ class Params:
 
     Attributes:
         acceptance: share of right answers that the similarity threshold must give on validation queries.
+        threshold_trials: how often the validation queries are drawn again to find that threshold and its interval.
         bootstrap_resamples: how often the classes are drawn again for the interval of R@1.
+        occlusion_queries: how many test images are searched with parts of them hidden; 0 for none.
+        further_datasets: folders of other datasets to measure the model on, separated by commas, or empty.
         gallery_queries: how many queries the report shows with their nearest images.
         batch_size: images at once.
         seed: of every random choice.
@@ -19,7 +22,10 @@ class Params:
     """
 
     acceptance: float = 0.9
+    threshold_trials: int = 200
     bootstrap_resamples: int = 2000
+    occlusion_queries: int = 1000
+    further_datasets: str = ""
     gallery_queries: int = 24
     batch_size: int = 128
     seed: int = 0
@@ -27,7 +33,7 @@ class Params:
 
     def __post_init__(self) -> None:
         check_choices(self, device=DEVICES)
-        check_least(self, batch_size=1)
+        check_least(self, batch_size=1, threshold_trials=1, occlusion_queries=0)
         if not 0 < self.acceptance <= 1:
             raise ValueError(f"acceptance is {self.acceptance}; it is a share of answers, above 0 and at most 1.")
         if self.bootstrap_resamples < 100:

@@ -1,24 +1,36 @@
 """Measures the test images after every stage, finds the similarity to trust, and writes the report."""
 
 from collections.abc import Mapping
-from functools import cache
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from components.evaluate.params import Params
 from components.launch import InputPath, OutputPath, Outputs, Scalar, launch
 from retrieval.clusters import load_clusters
 from retrieval.dataset import Dataset
 from retrieval.devices import pick_device
-from retrieval.evaluation import QUERIES, Evaluation, save_evaluation
-from retrieval.features import embed, load_features
+from retrieval.embedder import Embedder
+from retrieval.evaluation import QUERIES, Evaluation, FeatureLearning, Speed, save_evaluation
+from retrieval.feature_map import feature_map
+from retrieval.features import load_features
 from retrieval.manifest import Manifest
 from retrieval.measurement import Embed, Options, judge
-from retrieval.models import load_model, read_model_manifest
+from retrieval.models import read_model_manifest
 from retrieval.report import render_report
+from retrieval.robustness import further_dataset, missing_parts, open_datasets
+from retrieval.similarity import feature_learning
 from retrieval.tracking import step_run
+
+MADE = {
+    "pretrain": "features",
+    "co_cluster": "clusters",
+    "finetune_metric": "model",
+    "finetune_softmax": "tuned_model",
+}  # the artifact of each stage
+IMAGES_COMPARED = 5_000  # of the test images, for the similarity that they keep: its cost grows with their square
 
 
 def evaluate(
@@ -33,7 +45,7 @@ def evaluate(
 ) -> Outputs:
     """Measure every stage on the test images, and the last one in full; write the evaluation and its page."""
     with step_run("evaluate", params) as run:
-        images, device = Dataset(dataset), pick_device(params.device)
+        images, device, others = Dataset(dataset), pick_device(params.device), open_datasets(params.further_datasets)
         print(
             f"evaluate: {len(images.rows('test')):,} test and {len(images.rows('validation')):,} validation images "
             f"of {len(images.class_names):,} classes, on {device}, seed {params.seed}",
@@ -48,17 +60,31 @@ def evaluate(
             "tuned_model": read_model_manifest(tuned_model),
         }
         check_of_one_dataset(artifacts, len(images), {"features": vectors.values, "clusters": adjusted.targets})
-        stages = {
-            "pretrain": rows_of(vectors.values),
-            "co_cluster": rows_of(adjusted.targets),
-            "finetune_metric": embedder("finetune_metric", model, images, device, params.batch_size),
-            "finetune_softmax": embedder("finetune_softmax", tuned_model, images, device, params.batch_size),
+        models = {
+            "finetune_metric": Embedder("finetune_metric", model, images, device, params.batch_size),
+            "finetune_softmax": Embedder("finetune_softmax", tuned_model, images, device, params.batch_size),
         }
-        options = Options(params.acceptance, params.bootstrap_resamples, params.seed, device)
-        measured, queries = judge(stages, images, artifacts["tuned_model"].digest, options)
-        save_evaluation(evaluation, measured, queries, {name: manifest.digest for name, manifest in artifacts.items()})
+        computed: dict[str, Embed] = {"pretrain": rows_of(vectors.values), "co_cluster": rows_of(adjusted.targets)}
+        options = Options(params.acceptance, params.bootstrap_resamples, params.threshold_trials, params.seed, device)
+        judged = judge(computed | models, images, artifacts["tuned_model"].digest, options)
+        last = models["finetune_softmax"]
+        measured = replace(
+            judged.evaluation,
+            speeds=speeds(judged.evaluation, artifacts, models),
+            feature_learning=what_is_kept(vectors.values, judged.embeddings, images, params.seed),
+            missing_parts=missing_parts(last, images, judged.embeddings, params.occlusion_queries, params.seed),
+            further_datasets=tuple(
+                further_dataset(name, other, last, params.bootstrap_resamples, params.seed)
+                for name, other in others.items()
+            ),
+        )
+        digests = {name: manifest.digest for name, manifest in artifacts.items()}
+        digests |= {f"further dataset {name}": other.digest for name, other in others.items()}
+        save_evaluation(evaluation, measured, judged.queries, digests)
+        rows, embeddings = images.rows("test"), judged.embeddings.cpu().numpy()
+        places = feature_map(vectors.values[rows], embeddings, images.labels[rows], seed=params.seed)
+        page = render_report(measured, judged.queries, images, artifacts, params.gallery_queries, places)
         report.parent.mkdir(parents=True, exist_ok=True)
-        page = render_report(measured, queries, images, artifacts, params.gallery_queries)
         report.write_text(page, encoding="utf-8")
         metadata = summary(measured)
         run.log_metrics({name: value for name, value in metadata.items() if not isinstance(value, str)})
@@ -73,10 +99,28 @@ def rows_of(vectors: np.ndarray) -> Embed:
     return lambda rows: torch.from_numpy(np.asarray(vectors[rows], dtype=np.float32))
 
 
-def embedder(stage: str, folder: Path, images: Dataset, device: torch.device, batch_size: int) -> Embed:
-    """The stage whose vectors a model makes of the images; the model is read when it is first asked."""
-    network = cache(lambda: load_model(folder, device))
-    return lambda rows: embed(network(), images, rows, device, batch_size, name=f"embed, {stage}")
+def speeds(
+    measured: Evaluation, artifacts: Mapping[str, Manifest], models: Mapping[str, Embedder]
+) -> tuple[Speed, ...]:
+    """The search of each stage as measured, with what its artifact says of training and its model of embedding."""
+    return tuple(
+        replace(
+            speed,
+            training_images_per_second=artifacts[MADE[speed.stage]].facts.get("images_per_second"),
+            embedding_images_per_second=models[speed.stage].images_per_second if speed.stage in models else None,
+        )
+        for speed in measured.speeds
+    )
+
+
+def what_is_kept(features: np.ndarray, embeddings: Tensor, images: Dataset, seed: int) -> FeatureLearning | None:
+    """What the embeddings of the test images, or of 5,000 of them, keep of the features; None for fewer than three."""
+    rows = images.rows("test")
+    if len(rows) < 3:
+        return None
+    some = np.linspace(0, len(rows) - 1, min(len(rows), IMAGES_COMPARED)).astype(int)
+    held_out = torch.from_numpy(np.asarray(features[rows[some]], np.float32)).to(embeddings.device)
+    return feature_learning(held_out, embeddings[some], features[images.rows("train")], seed)
 
 
 def check_of_one_dataset(artifacts: Mapping[str, Manifest], images: int, vectors: Mapping[str, np.ndarray]) -> None:
@@ -107,10 +151,22 @@ def summary(measured: Evaluation) -> dict[str, Scalar]:
         "map_at_r": measured.map_at_r,
         "queries": measured.queries,
         "coverage": measured.threshold.coverage,
+        "threshold_verdict": measured.threshold.verdict,
         "evaluation_digest": measured.evaluation_digest,
     }
     if measured.threshold.value is not None:
         found["threshold"] = measured.threshold.value
+    if measured.threshold.precision_low is not None:
+        found["precision_low"] = measured.threshold.precision_low
+    if measured.stages[-1].accuracy is not None:
+        found["accuracy"] = measured.stages[-1].accuracy
+    if measured.feature_learning is not None:
+        found |= vars(measured.feature_learning.projection)
+    for part in measured.missing_parts:
+        if part.share:
+            found[f"recall_at_1_{part.shape}_{part.share * 100:.0f}_hidden"] = part.recall_at_1
+    for number, further in enumerate(measured.further_datasets, start=1):
+        found[f"further_{number}_recall_at_1"] = further.recall_at_1
     for stage in measured.stages:
         found[f"{stage.name}_recall_at_1"] = stage.recall_at_1
         if stage.recall_at_1_to_train is not None:

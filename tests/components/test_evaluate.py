@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,13 @@ from retrieval.evaluation import load_evaluation, load_queries
 from retrieval.features import embed, save_features
 from retrieval.manifest import file_digest
 from retrieval.models import ModelConfig, build_network, load_model, read_model_manifest, save_model
+from retrieval.robustness import HIDDEN
 from retrieval.tracking import client
 
 pytestmark = pytest.mark.usefixtures("mlflow_home")
 
 SMALL: dict[str, Any] = {"bootstrap_resamples": 200, "gallery_queries": 6, "device": "cpu"}
+SPEEDS = r'<section id="efficiency">.*?</section>'
 INPUTS = ("dataset", "features", "clusters", "model", "tuned_model")
 
 
@@ -51,24 +55,27 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     for seed, name in enumerate(("model", "tuned_model")):
         torch.manual_seed(seed)
         network = build_network(ModelConfig(dimension=4, image_size=8, channels=(4, 4, 4)))
-        save_model(folder / name, network, {"dataset": data.digest}, {"epochs": seed})
+        facts = {"epochs": seed, "images_per_second": 125.0 + seed}
+        save_model(folder / name, network, {"dataset": data.digest}, facts)
     return Made(folder)
 
 
-def save_images(folder: Path, seed: int = 0) -> Dataset:
+def save_images(
+    folder: Path, seed: int = 0, image_size: int = 8, splits: Sequence[str] = ("train", "validation", "test")
+) -> Dataset:
     generator = np.random.default_rng(seed)
     labels = np.arange(90) % 3
-    images = generator.integers(0, 200, (90, 8, 8, 3), dtype=np.uint8)
+    images = generator.integers(0, 200, (90, image_size, image_size, 3), dtype=np.uint8)
     images[np.arange(90), :, :, labels] += generator.integers(0, 50, (90, 1, 1), dtype=np.uint8)
     columns = {
         "id": np.arange(90),
         "label": labels,
         "class_name": [f"class {label}" for label in labels],
-        "split": ["train"] * 30 + ["validation"] * 30 + ["test"] * 30,
+        "split": np.repeat(splits, 90 // len(splits)),
         "source": [f"{row}.png" for row in range(90)],
         "sha256": [f"{row:064d}" for row in range(90)],
-        "width": [8] * 90,
-        "height": [8] * 90,
+        "width": [image_size] * 90,
+        "height": [image_size] * 90,
     }
     return save_dataset(folder, [images], pa.table(columns), [f"class {label}" for label in range(3)], {})
 
@@ -133,10 +140,64 @@ def test_metadata_are_scalars_without_a_threshold_that_is_none(outputs: tuple[Pa
 
 def test_the_same_seed_gives_the_same_bytes(made: Made, outputs: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     evaluate(Params(**SMALL), **made.paths(evaluation=tmp_path / "evaluation", report=tmp_path / "report"))
-    first = outputs[0]
-    for name in ("evaluation.json", "queries.parquet", "manifest.json"):
-        assert file_digest(tmp_path / "evaluation" / name) == file_digest(first / "evaluation" / name)
-    assert file_digest(tmp_path / "report") == file_digest(first / "report")
+    folders = (tmp_path, outputs[0])
+    assert len({file_digest(folder / "evaluation" / "queries.parquet") for folder in folders}) == 1
+    numbers = [load_evaluation(folder / "evaluation") for folder in folders]
+    assert dataclasses.replace(numbers[0], speeds=()) == dataclasses.replace(numbers[1], speeds=())
+    pages = [re.sub(SPEEDS, "", (folder / "report").read_text(), flags=re.DOTALL) for folder in folders]
+    assert pages[0] == pages[1] != (outputs[0] / "report").read_text()
+
+
+def test_the_model_is_measured_beyond_its_test_images(made: Made, outputs: tuple[Path, dict[str, Any]]) -> None:
+    folder, metadata = outputs
+    measured = load_evaluation(folder / "evaluation")
+    assert measured.feature_learning is not None
+    assert (measured.feature_learning.images, measured.feature_learning.feature_dimension) == (30, 3)
+    assert metadata["linear_cka"] == measured.feature_learning.projection.linear_cka
+    whole, *hidden = measured.missing_parts
+    assert (whole.share, whole.recall_at_1, whole.queries) == (0, measured.recall_at_1, 30)
+    assert [(part.shape, part.share) for part in hidden] == list(HIDDEN)
+    assert metadata["recall_at_1_side_50_hidden"] == hidden[-1].recall_at_1
+    assert measured.further_datasets == ()
+    assert metadata["accuracy"] == measured.stages[-1].accuracy
+
+
+def test_the_speed_of_every_stage_is_told(made: Made, outputs: tuple[Path, dict[str, Any]]) -> None:
+    measured = load_evaluation(outputs[0] / "evaluation")
+    embedding = {speed.stage: speed.embedding_images_per_second for speed in measured.speeds}
+    assert (embedding["pretrain"], embedding["co_cluster"]) == (None, None)
+    assert all((embedding[name] or 0) > 0 for name in ("finetune_metric", "finetune_softmax"))
+    trained = {speed.stage: speed.training_images_per_second for speed in measured.speeds}
+    assert trained == {"pretrain": None, "co_cluster": None, "finetune_metric": 125.0, "finetune_softmax": 126.0}
+    assert all(speed.search_queries_per_second > 0 for speed in measured.speeds)
+
+
+def test_further_datasets_get_a_row_each(made: Made, tmp_path: Path) -> None:
+    larger = save_images(tmp_path / "larger", seed=4, image_size=12, splits=["train"] * 90)
+    folders = f"{made.folder / 'dataset'}, {larger.folder}"
+    fewer = Params(**SMALL | {"gallery_queries": 0, "occlusion_queries": 0}, further_datasets=folders)
+    outputs = evaluate(fewer, **made.paths(evaluation=tmp_path / "evaluation", report=tmp_path / "report"))
+    measured = load_evaluation(tmp_path / "evaluation")
+    own, other = measured.further_datasets
+    assert (own.recall_at_1, own.images, own.whole) == (measured.recall_at_1, 30, False)
+    assert (own.recall_at_1_low, own.recall_at_1_high) == (measured.recall_at_1_low, measured.recall_at_1_high)
+    assert (other.name, other.images, other.classes, other.whole) == (str(larger.folder), 90, 3, True)
+    assert (other.image_size, other.model_image_size) == (12, 8)
+    assert outputs["evaluation"]["further_2_recall_at_1"] == other.recall_at_1
+    assert measured.missing_parts == ()
+    page = (tmp_path / "report").read_text()
+    assert "12 px, brought to 8 px; all images, it has none for test" in page
+    manifest = json.loads((tmp_path / "evaluation" / "manifest.json").read_text())
+    assert manifest["made_from"][f"further dataset {larger.folder}"] == larger.digest
+
+
+def test_what_is_no_dataset_is_refused_before_anything_is_measured(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    params = Params(**SMALL, further_datasets=f"{made.folder / 'dataset'},{tmp_path / 'nothing'}")
+    with pytest.raises(ValueError, match="nothing', which cannot be read as a dataset"):
+        evaluate(params, **made.paths(evaluation=tmp_path / "evaluation", report=tmp_path / "report"))
+    assert "R@1" not in capsys.readouterr().out
 
 
 def test_the_page_and_the_numbers_are_in_mlflow(outputs: tuple[Path, dict[str, Any]]) -> None:
@@ -154,7 +215,7 @@ def test_the_page_is_one_file_with_the_reasons_of_the_steps(outputs: tuple[Path,
     page = (outputs[0] / "report").read_text()
     assert page.startswith("<!doctype html>")
     assert "3 clusters: as many as classes" in page
-    assert page.count("data:image/png;base64,") == 6 * 6
+    assert page.partition('<section id="classes">')[0].count("data:image/png;base64,") == 6 * 6
 
 
 def test_artifacts_of_another_dataset_are_refused(made: Made, tmp_path: Path) -> None:
@@ -173,6 +234,8 @@ def test_artifacts_of_another_dataset_are_refused(made: Made, tmp_path: Path) ->
         ("gallery_queries", -1),
         ("gallery_queries", 201),
         ("batch_size", 0),
+        ("threshold_trials", 0),
+        ("occlusion_queries", -1),
         ("device", "gpu"),
     ],
 )

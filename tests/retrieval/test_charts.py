@@ -1,9 +1,13 @@
+import itertools
+import re
 import xml.etree.ElementTree as ET
 
+import numpy as np
 import pytest
 
-from retrieval.charts import histogram, percent, stage_chart, threshold_chart
-from retrieval.evaluation import Acceptance, CurvePoint, Stage
+from retrieval.charts import histogram, map_chart, missing_parts_chart, percent, stage_chart, threshold_chart
+from retrieval.evaluation import Acceptance, CurvePoint, MissingParts, Stage
+from retrieval.thresholds import Trials
 
 CURVE = tuple(CurvePoint(step / 10, 0.5 + step / 20, 1 - step / 10) for step in range(1, 10))
 STAGES = [Stage("pretrain", 0.25, 0.2, 0.3, 0.5, 0.1, 8), Stage("finetune_softmax", 1.0, 1.0, 1.0, 1.0, 1.0, 8)]
@@ -74,6 +78,48 @@ def test_similarities_of_any_spread_have_an_axis(spread: float) -> None:
     assert 2 <= len(ticks) <= 12
     assert len(set(ticks)) == len(ticks)
     inside(svg)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.3, 0.6), (0.3, None), (None, None), (0.05, 0.95)])
+def test_the_interval_of_the_trials_is_a_band(low: float | None, high: float | None) -> None:
+    trials = Trials(200, 1.0, 0.5, low, high, 0.5)
+    svg = threshold_chart(Acceptance(0.9, True, 0.5, 9, 0.9, 0.5, 0.9, 0.5, CURVE, CURVE, trials))
+    bands = [element for element in ET.fromstring(svg) if "band" in element.get("class", "")]
+    assert len(bands) == (low is not None)
+    inside(svg)
+    if (low, high) == (0.3, 0.6):
+        assert float(bands[0].get("width", 0)) == pytest.approx((760 - 52 - 20) * 0.3 / 0.8, abs=0.1)
+
+
+def test_hidden_shapes_have_a_line_each_and_labels_apart() -> None:
+    parts = [MissingParts("whole", 0.0, 9, 0.9), MissingParts("half", 0.5, 9, 0.31)]
+    parts += [
+        MissingParts(shape, share, 9, 0.8 - share) for shape in ("block", "patches") for share in (0.1, 0.25, 0.5)
+    ]
+    svg = missing_parts_chart(parts)
+    root = ET.fromstring(svg)
+    lines = [element.get("points", "").split() for element in root.iter() if element.tag.endswith("polyline")]
+    assert [len(line) for line in lines] == [4, 4]  # one share of a shape is a dot, not a line
+    names = [element for element in root.iter() if "series-name" in element.get("class", "")]
+    heights = sorted(float(name.get("y", 0)) for name in names)
+    assert len(names) == 3
+    assert min(b - a for a, b in itertools.pairwise(heights)) >= 16
+    inside(svg)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_names_of_shapes_stay_in_the_picture(value: float) -> None:
+    shapes = [MissingParts(shape, 0.5, 9, value) for shape in ("block", "patches", "side")]
+    inside(missing_parts_chart([MissingParts("whole", 0.0, 9, value), *shapes]))
+
+
+def test_every_image_is_a_spot_of_the_map_and_only_chosen_classes_have_a_colour() -> None:
+    places = np.random.default_rng(0).random((50, 2))
+    svg = map_chart(places, np.arange(50) % 5, (1, 3), "Test <images>")
+    kinds = {path.get("class", ""): path.get("d", "").count("M") for path in ET.fromstring(svg)}
+    assert kinds == {"spots other": 30, "spots s0": 10, "spots s1": 10}
+    numbers = [float(number) for number in re.findall(r"M([\d.-]+),([\d.-]+)h0", svg) for number in number]
+    assert 0 < min(numbers) < max(numbers) < 480
 
 
 def test_no_queries_make_no_curve() -> None:

@@ -13,8 +13,15 @@ from retrieval.evaluation import (
     QUERY_SCHEMA,
     Acceptance,
     ClassRecall,
+    Confusion,
     CurvePoint,
     Evaluation,
+    FeatureLearning,
+    FurtherDataset,
+    Kept,
+    MissingParts,
+    Mistaken,
+    Speed,
     Stage,
     evaluation_digest,
     installed_versions,
@@ -22,10 +29,11 @@ from retrieval.evaluation import (
     load_queries,
     save_evaluation,
 )
+from retrieval.thresholds import Trials
 
-THRESHOLD = Acceptance(
-    0.9, True, 0.75, 40, 0.92, 0.5, 0.875, 0.4, (CurvePoint(0.1, 0.5, 1.0), CurvePoint(0.9, 1.0, 0.1))
-)
+TRIALS = Trials(200, 0.95, 0.75, 0.5, None, 0.7)
+CURVE = (CurvePoint(0.1, 0.5, 1.0), CurvePoint(0.9, 1.0, 0.1))
+THRESHOLD = Acceptance(0.9, True, 0.75, 40, 0.92, 0.5, 0.875, 0.4, CURVE, (), TRIALS, 0.7, "inconclusive")
 EXAMPLE = Evaluation(
     evaluation_digest="e" * 64,
     protocol="closed split",
@@ -49,6 +57,11 @@ EXAMPLE = Evaluation(
     model_digest="a" * 64,
     dataset_digest="d" * 64,
     versions={"python": "3.11"},
+    confusion=(Confusion("dögs", 1, 1, (Mistaken("cats", 1),)),),
+    speeds=(Speed("pretrain", None, None, 12.5), Speed("finetune_softmax", 3.5, 4.5, 5.5)),
+    feature_learning=FeatureLearning(3, 8, 4, Kept(0.5, 0.4, -0.3), Kept(0.1, 0.2, 0.0), Kept(1.0, 0.8, 0.0)),
+    missing_parts=(MissingParts("whole", 0.0, 2, 0.5), MissingParts("block", 0.25, 2, 0.25)),
+    further_datasets=(FurtherDataset("other", 9, True, 3, 8, 0.5, 0.4, 0.6, 0.1, 64, 32, "f" * 64),),
 )
 QUERY = {
     "query": 4,
@@ -66,8 +79,12 @@ TABLE = pa.Table.from_pylist([QUERY, QUERY | {"query": 5, "nearest": 4}], QUERY_
 
 @pytest.mark.parametrize(
     "evaluation",
-    [EXAMPLE, replace(EXAMPLE, threshold=replace(THRESHOLD, reached=False, value=None, precision=None))],
-    ids=["threshold", "no threshold"],
+    [
+        EXAMPLE,
+        replace(EXAMPLE, threshold=replace(THRESHOLD, reached=False, value=None, precision=None, trials=None)),
+        replace(EXAMPLE, confusion=(), speeds=(), feature_learning=None, missing_parts=(), further_datasets=()),
+    ],
+    ids=["all", "no threshold", "no more than retrieval"],
 )
 def test_comes_back_as_it_was_saved(evaluation: Evaluation, tmp_path: Path) -> None:
     manifest = save_evaluation(tmp_path / "evaluation", evaluation, TABLE, {"dataset": "d" * 64})
@@ -102,6 +119,11 @@ def test_keys_are_plain_json(tmp_path: Path) -> None:
 def test_a_number_that_is_none_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         save_evaluation(tmp_path, replace(EXAMPLE, map_at_r=float("nan")), TABLE)
+
+
+def test_the_ratio_to_a_ceiling_of_nothing_is_none() -> None:
+    assert EXAMPLE.feature_learning is not None
+    assert EXAMPLE.feature_learning.ratios() == {"linear_cka": 0.5, "neighbour_overlap": 0.5, "rank_correlation": None}
 
 
 def test_one_row_a_query(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -6,9 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from retrieval.confidence import verdict, wilson_lower_bound
 from retrieval.dataset import Dataset, save_dataset
 from retrieval.evaluation import evaluation_digest
 from retrieval.measurement import Options, judge, measure_stage, protocol, shares_classes, trade
+from retrieval.metrics import nearest_mean_accuracy
 
 OPTIONS = Options(acceptance=0.9, resamples=200)
 
@@ -58,7 +61,7 @@ def by_hand(vectors: Tensor, labels: np.ndarray) -> tuple[dict[int, int], float]
 
 
 def test_the_numbers_are_those_of_plain_loops(closed: Dataset, vectors: Tensor) -> None:
-    evaluation, queries = judge({"model": lambda rows: vectors[rows]}, closed, "m" * 64, OPTIONS)
+    evaluation, queries, _ = judge({"model": lambda rows: vectors[rows]}, closed, "m" * 64, OPTIONS)
     rows = closed.rows("test")
     found, recall = by_hand(vectors[rows], closed.labels[rows])
     assert evaluation.recall_at_1 == pytest.approx(recall, abs=1e-12)
@@ -77,7 +80,7 @@ def test_the_numbers_are_those_of_plain_loops(closed: Dataset, vectors: Tensor) 
 
 def test_a_row_a_query_and_none_finds_itself(closed: Dataset, vectors: Tensor) -> None:
     vectors[6] = vectors[10]  # the same vector twice among the test images: the index excludes, not the similarity
-    _, queries = judge({"model": lambda rows: vectors[rows]}, closed, "m" * 64, OPTIONS)
+    _, queries, _ = judge({"model": lambda rows: vectors[rows]}, closed, "m" * 64, OPTIONS)
     test = set(closed.rows("test").tolist())
     for query in queries.to_pylist():
         assert query["query"] in test
@@ -91,7 +94,7 @@ def test_a_row_a_query_and_none_finds_itself(closed: Dataset, vectors: Tensor) -
 
 
 def test_recall_by_class_adds_up(closed: Dataset, vectors: Tensor) -> None:
-    evaluation, _ = judge({"model": lambda rows: vectors[rows]}, closed, "m" * 64, OPTIONS)
+    evaluation, _, _ = judge({"model": lambda rows: vectors[rows]}, closed, "m" * 64, OPTIONS)
     recalls = evaluation.recall_by_class
     assert sum(recall.queries for recall in recalls) == evaluation.queries
     assert sum(recall.queries * recall.recall_at_1 for recall in recalls) == pytest.approx(
@@ -102,11 +105,11 @@ def test_recall_by_class_adds_up(closed: Dataset, vectors: Tensor) -> None:
 
 
 def test_the_threshold_comes_from_validation_alone(closed: Dataset, vectors: Tensor) -> None:
-    first, _ = judge({"model": lambda rows: vectors[rows]}, closed, "m" * 64, OPTIONS)
+    first, _, _ = judge({"model": lambda rows: vectors[rows]}, closed, "m" * 64, OPTIONS)
     assert first.threshold.value is not None
     changed = vectors.clone()
     changed[closed.rows("test")] = torch.randn(50, 6, generator=torch.Generator().manual_seed(7))
-    second, _ = judge({"model": lambda rows: changed[rows]}, closed, "m" * 64, OPTIONS)
+    second, _, _ = judge({"model": lambda rows: changed[rows]}, closed, "m" * 64, OPTIONS)
     assert second.threshold.value == first.threshold.value
     assert second.threshold.validation_curve == first.threshold.validation_curve
     assert second.threshold.precision != first.threshold.precision
@@ -116,7 +119,7 @@ def test_the_threshold_comes_from_validation_alone(closed: Dataset, vectors: Ten
 
 
 def test_the_threshold_on_test_is_what_its_rows_say(closed: Dataset, vectors: Tensor) -> None:
-    evaluation, queries = judge({"model": lambda rows: vectors[rows]}, closed, "m" * 64, OPTIONS)
+    evaluation, queries, _ = judge({"model": lambda rows: vectors[rows]}, closed, "m" * 64, OPTIONS)
     threshold = evaluation.threshold
     similarity, correct = queries["similarity"].to_numpy(), queries["correct"].to_numpy(zero_copy_only=False)
     accepted = similarity >= threshold.value
@@ -128,7 +131,7 @@ def test_the_threshold_on_test_is_what_its_rows_say(closed: Dataset, vectors: Te
 
 def test_without_validation_images_no_threshold_is_chosen(tmp_path: Path, vectors: Tensor) -> None:
     data = dataset_of(tmp_path / "data", ["train", "test"] * 20, np.arange(40) // 2 % 4)
-    evaluation, _ = judge({"model": lambda rows: vectors[rows]}, data, "m" * 64, OPTIONS)
+    evaluation, _, _ = judge({"model": lambda rows: vectors[rows]}, data, "m" * 64, OPTIONS)
     assert (evaluation.threshold.reached, evaluation.threshold.value) == (False, None)
     assert evaluation.threshold.validation_queries == 0
 
@@ -158,9 +161,9 @@ def test_test_images_without_a_pair_are_refused(tmp_path: Path, vectors: Tensor)
 def test_the_digest_is_of_the_task_not_of_the_model_or_the_size(
     closed: Dataset, tmp_path: Path, vectors: Tensor
 ) -> None:
-    first, _ = judge({"model": lambda rows: vectors[rows]}, closed, "m" * 64, OPTIONS)
+    first, _, _ = judge({"model": lambda rows: vectors[rows]}, closed, "m" * 64, OPTIONS)
     larger = dataset_of(tmp_path / "larger", closed.index["split"].to_pylist(), closed.labels, image_size=8)
-    second, _ = judge({"model": lambda rows: -vectors[rows][:, :3]}, larger, "n" * 64, OPTIONS)
+    second, _, _ = judge({"model": lambda rows: -vectors[rows][:, :3]}, larger, "n" * 64, OPTIONS)
     assert first.evaluation_digest == second.evaluation_digest
     assert first.dataset_digest != second.dataset_digest
     rows = closed.rows("test")
@@ -170,8 +173,8 @@ def test_the_digest_is_of_the_task_not_of_the_model_or_the_size(
 
 def test_the_same_seed_gives_the_same_evaluation(closed: Dataset, vectors: Tensor) -> None:
     first, second = (judge({"model": lambda rows: vectors[rows]}, closed, "m" * 64, OPTIONS) for _ in range(2))
-    assert first[0] == second[0]
-    assert first[1].equals(second[1])
+    assert replace(first.evaluation, speeds=()) == replace(second.evaluation, speeds=())
+    assert first.queries.equals(second.queries)
 
 
 def test_the_trade_is_that_of_counting() -> None:
@@ -185,3 +188,46 @@ def test_the_trade_is_that_of_counting() -> None:
         assert point.precision == pytest.approx(correct[accepted].mean())
     assert points[0].coverage == 1
     assert [point.similarity for point in points] == sorted({point.similarity for point in points})
+
+
+def test_the_worst_classes_say_what_they_are_taken_for(closed: Dataset, vectors: Tensor) -> None:
+    evaluation, queries, _ = judge({"model": lambda rows: vectors[rows]}, closed, "m" * 64, OPTIONS)
+    rows = queries.to_pylist()
+    assert [confused.class_name for confused in evaluation.confusion] == [
+        recall.class_name for recall in evaluation.recall_by_class if recall.recall_at_1 < 1
+    ]
+    for confused in evaluation.confusion:
+        own = [row for row in rows if row["class_name"] == confused.class_name]
+        wrong = [closed.class_names[row["nearest_label"]] for row in own if not row["correct"]]
+        assert (confused.queries, confused.wrong) == (len(own), len(wrong))
+        assert [mistaken.queries for mistaken in confused.taken_for] == sorted(
+            (wrong.count(name) for name in set(wrong)), reverse=True
+        )[:3]
+        assert all(wrong.count(mistaken.class_name) == mistaken.queries for mistaken in confused.taken_for)
+
+
+def test_accuracy_is_of_the_class_means_where_classes_were_trained_on(closed: Dataset, vectors: Tensor) -> None:
+    stage, _, _ = measure_stage("model", lambda rows: vectors[rows], closed, OPTIONS)
+    test, train = closed.rows("test"), closed.rows("train")
+    expected = nearest_mean_accuracy(vectors[test], closed.labels[test], vectors[train], closed.labels[train])
+    assert stage.accuracy == expected
+    assert expected is not None
+
+
+def test_the_threshold_is_the_median_of_its_trials_and_has_a_verdict(closed: Dataset, vectors: Tensor) -> None:
+    evaluation, queries, _ = judge({"model": lambda rows: vectors[rows]}, closed, "m" * 64, OPTIONS)
+    threshold = evaluation.threshold
+    assert threshold.trials is not None
+    assert (threshold.value, threshold.trials.count) == (threshold.trials.value, 200)
+    accepted = queries["similarity"].to_numpy() >= threshold.value
+    right = int((queries["correct"].to_numpy(zero_copy_only=False) & accepted).sum())
+    assert threshold.precision_low == wilson_lower_bound(right, int(accepted.sum()))
+    assert threshold.verdict == verdict(right, int(accepted.sum()), 0.9)
+
+
+def test_the_search_of_every_stage_is_timed(closed: Dataset, vectors: Tensor) -> None:
+    stages = {"first": lambda rows: vectors[rows], "second": lambda rows: vectors[rows]}
+    speeds = judge(stages, closed, "m" * 64, OPTIONS).evaluation.speeds
+    assert [speed.stage for speed in speeds] == ["first", "second"]
+    assert all(speed.search_queries_per_second > 0 for speed in speeds)
+    assert {speed.embedding_images_per_second for speed in speeds} == {None}

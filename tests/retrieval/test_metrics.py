@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval.metrics import recall_at_1, retrieval_metrics
+from retrieval.metrics import nearest_mean_accuracy, recall_at_1, retrieval_metrics
 from retrieval.neighbours import TIE, ranked
 
 with warnings.catch_warnings():
@@ -151,3 +151,25 @@ def test_bad_input_is_refused():
         retrieval_metrics(embeddings, labels, gallery_labels=labels)
     with pytest.raises(ValueError, match="empty"):
         retrieval_metrics(embeddings, labels, embeddings[:0], labels[:0])
+
+
+def test_the_nearest_mean_is_that_of_loops_over_the_classes_trained_on():
+    generator = torch.Generator().manual_seed(0)
+    train, test = torch.randn(60, 4, generator=generator), torch.randn(40, 4, generator=generator)
+    train_labels, labels = torch.arange(60) % 3 * 5, torch.arange(40) % 4 * 5  # class 15 was never trained on
+    means = {}
+    for label in (0, 5, 10):
+        rows = [train[row].double() for row in range(60) if train_labels[row] == label]
+        means[label] = sum(row / row.norm() for row in rows) / len(rows)
+    right = []
+    for row in range(40):
+        if int(labels[row]) in means:
+            cosines = {label: float(test[row].double() @ mean / mean.norm()) for label, mean in means.items()}
+            right.append(max(cosines, key=cosines.get) == int(labels[row]))
+    assert len(right) == 30
+    assert nearest_mean_accuracy(test, labels, train, train_labels) == pytest.approx(sum(right) / 30)
+
+
+def test_without_a_class_trained_on_there_is_no_accuracy():
+    vectors = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
+    assert nearest_mean_accuracy(vectors, torch.arange(4), vectors, torch.arange(4) + 9) is None

@@ -1,6 +1,7 @@
 import base64
 import hashlib
 import io
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,11 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
+from retrieval.charts import percent
 from retrieval.dataset import Dataset, save_dataset
-from retrieval.evaluation import Evaluation
+from retrieval.evaluation import Evaluation, FeatureLearning, FurtherDataset, Kept, MissingParts, Speed
+from retrieval.feature_map import FeatureMap
 from retrieval.manifest import Manifest
 from retrieval.measurement import Options, judge
-from retrieval.report import chosen_queries, data_uri, readable, render_report
+from retrieval.report import chosen_queries, data_uri, mixed, readable, render_report
 
 EVIL = "<script>alert('x')</script> & \"Söhne\""
 VOID = {"meta", "img", "link", "br", "hr", "input"}
@@ -91,7 +94,22 @@ def judged(data: Dataset, noise: float = 1.0) -> tuple[Evaluation, pa.Table]:
         + noise * torch.randn(len(data), len(data.class_names), generator=generator) / len(data.class_names) ** 0.5
     )
     stages = {"pretrain": lambda rows: vectors[rows] ** 3, "finetune_softmax": lambda rows: vectors[rows]}
-    return judge(stages, data, "a" * 64, Options(resamples=200))
+    return judge(stages, data, "a" * 64, Options(resamples=200))[:2]
+
+
+def measured_in_full(evaluation: Evaluation) -> Evaluation:
+    """With numbers for all that `judge` leaves to others."""
+    return replace(
+        evaluation,
+        speeds=(Speed("pretrain", None, None, 1234.5), Speed("finetune_softmax", 777.2, 4321.0, 987.0)),
+        feature_learning=FeatureLearning(36, 9, 6, Kept(0.512, 0.4, 0.3), Kept(0.1, 0.05, 0.0), Kept(0.8, 0.8, 0.0)),
+        missing_parts=(
+            MissingParts("whole", 0.0, 36, 0.875),
+            *(MissingParts("block", share, 36, 0.625 - share) for share in (0.1, 0.25, 0.5)),
+            MissingParts("side", 0.5, 36, 0.375),
+        ),
+        further_datasets=(FurtherDataset(EVIL, 90, True, 3, 88, 0.61, 0.55, 0.66, 0.222, 64, 32, "f" * 64),),
+    )
 
 
 def artifacts_of(data: Dataset) -> dict[str, Manifest]:
@@ -143,6 +161,65 @@ def test_the_page_says_what_it_must(html: str, evaluation: tuple[Evaluation, pa.
     assert page.tags.count("svg") == 2
     ids = {value for name, value in page.attributes if name == "id"}
     assert ids >= {"headline", "stages", "gallery", "classes", "threshold", "dataset", "provenance"}
+
+
+@pytest.fixture(scope="module")
+def full(data: Dataset, evaluation: tuple[Evaluation, pa.Table]) -> str:
+    places = np.random.default_rng(0).random((36, 2))
+    laid_out = FeatureMap(places, places[::-1], data.labels[data.rows("test")], (0, 2))
+    return render_report(
+        measured_in_full(evaluation[0]), evaluation[1], data, artifacts_of(data), gallery_queries=0, places=laid_out
+    )
+
+
+def test_what_was_measured_beyond_retrieval_is_shown(full: str) -> None:
+    page = Page(full)
+    ids = {value for name, value in page.attributes if name == "id"}
+    assert ids >= {"feature-learning", "missing-parts", "further-datasets", "efficiency"}
+    for text in (
+        "linear CKA 0.100 0.512 0.800 64.0 %",
+        "rank correlation of cosines 0.000 0.300 0.000 –",
+        "2 of 6 classes are coloured",
+        "hidden 0 % 10 % 25 % 50 %",
+        "block 87.5 % 52.5 % 37.5 % 12.5 %",
+        "61.0 % 55.0 % to 66.0 % 22.2 % 64 px, brought to 32 px; all images, it has none for test",
+        "pretrain – – 1,234",
+        "finetune_softmax 777 4,321 987",
+    ):
+        assert text in page.text
+    assert page.tags.count("svg") == 5
+    assert "script" not in page.tags
+    assert EVIL in page.texts
+
+
+def test_what_was_not_measured_has_no_section(html: str) -> None:
+    ids = {value for name, value in Page(html).attributes if name == "id"}
+    assert not ids & {"feature-learning", "missing-parts", "further-datasets"}
+
+
+def test_the_trials_of_the_threshold_and_the_verdict_are_shown(
+    full: str, evaluation: tuple[Evaluation, pa.Table]
+) -> None:
+    threshold, page = evaluation[0].threshold, Page(full)
+    assert threshold.trials is not None
+    assert "of 200 trials" in page.text or "median of 200 trials" in page.text
+    assert f"90 % on test {threshold.verdict}" in page.text
+    assert f"trials that reach the level {percent(threshold.trials.reached)}" in page.text
+
+
+def test_mistaken_classes_come_with_a_picture_of_the_first(
+    data: Dataset, evaluation: tuple[Evaluation, pa.Table]
+) -> None:
+    numbers, queries = evaluation
+    found = mixed(numbers.confusion, queries, data)
+    assert [entry.confusion for entry in found] == list(numbers.confusion)
+    assert found
+    wrong = [query for query in queries.to_pylist() if not query["correct"]]
+    for entry in found:
+        own = [query for query in wrong if query["class_name"] == entry.confusion.class_name]
+        assert entry.picture.uri == data_uri(data.read(np.array([own[0]["query"]]))[0])
+        for (picture, count), mistaken in zip(entry.taken_for, entry.confusion.taken_for, strict=True):
+            assert (picture.class_name, count) == (mistaken.class_name, mistaken.queries)
 
 
 def test_names_from_strangers_stay_text(html: str) -> None:
