@@ -233,6 +233,22 @@ def test_auto_does_not_mirror_real_digits() -> None:
     assert choice.facts["mirrored_accuracy"] < 0.5 * choice.facts["upright_accuracy"]
 
 
+def test_auto_does_not_mirror_characters_of_many_classes_with_few_images() -> None:
+    """Strokes of a pen as in Omniglot: 60 characters, each drawn ten times by a shaking hand."""
+    random = np.random.default_rng(0)
+    pixels = np.full((600, 3, 28, 28), 255, np.uint8)
+    labels = np.repeat(np.arange(60), 10)
+    ends = random.uniform(4, 23, (60, 3, 2, 2))
+    for image, label in zip(pixels, labels, strict=True):
+        for start, end in ends[label] + random.normal(scale=0.7, size=(3, 2, 2)):
+            rows, columns = np.linspace(start, end, 60).round().astype(int).T.clip(0, 26)
+            image[:, rows, columns] = image[:, rows + 1, columns] = image[:, rows, columns + 1] = 0
+    choice = choose_augmentation(torch.from_numpy(pixels), torch.from_numpy(labels))
+    assert choice.value == "shift"
+    assert choice.facts["upright_accuracy"] > 0.5
+    assert choice.facts["mirrored_accuracy"] < 0.5 * choice.facts["upright_accuracy"]
+
+
 def test_what_is_asked_for_is_taken() -> None:
     assert choose_augmentation(*letters(mirrored_too=False), "crop_flip").value == "crop_flip"
     with pytest.raises(ValueError, match="Unknown augmentation 'flop'; choose one of: none, shift"):
