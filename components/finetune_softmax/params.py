@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from components.knobs import AUGMENTATIONS, DEVICES, check_choices, check_least, check_rates
+from components.knobs import AUGMENTATIONS, DEVICES, LABELS, ROBUST, check_choices, check_least, check_rates
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,9 @@ class Params:
         label_smoothing: share of each label that is spread over all classes, from 0 to below 1.
         batch_size: images at once.
         augment: auto (decided from the images), or the name of an augmentation.
+        robust: none, or missing: embeddings are to withstand missing parts, so up to 60 % of every second training
+            image is hidden.
+        labels: given, or none: the model goes on as it came.
         compile: run the network through torch.compile.
         seed: of every random choice.
         device: auto, cpu or cuda.
@@ -27,12 +30,14 @@ class Params:
     label_smoothing: float = 0.1
     batch_size: int = 128
     augment: str = "auto"
+    robust: str = "none"
+    labels: str = "given"
     compile: bool = False
     seed: int = 0
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        check_choices(self, augment=AUGMENTATIONS, device=DEVICES)
+        check_choices(self, augment=AUGMENTATIONS, robust=ROBUST, labels=LABELS, device=DEVICES)
         check_least(self, softmax_epochs=1, batch_size=2)
         check_rates(self, "softmax_learning_rate")
         if not 0 <= self.weight_decay < 1 or not 0 <= self.label_smoothing < 1:

@@ -73,6 +73,16 @@ def test_a_rate_too_high_stops_and_names_the_step(tmp_path: Path) -> None:
         finetune_softmax(Params(**SMALL | {"softmax_learning_rate": 1e30}), dataset, model, tmp_path / "tuned")
 
 
+def test_without_labels_the_model_goes_on_as_it_came(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dataset, model = write_inputs(tmp_path)
+    outputs = finetune_softmax(Params(**SMALL, labels="none"), dataset, model, tmp_path / "tuned")["tuned_model"]
+    assert "labels=none: no classes to put a softmax layer over" in capsys.readouterr().out
+    assert outputs["epochs"] == 0
+    weights = [(folder / "weights.safetensors").read_bytes() for folder in (model, tmp_path / "tuned")]
+    assert weights[0] == weights[1]
+    assert read_model_manifest(tmp_path / "tuned").made_from["model"] == read_model_manifest(model).digest
+
+
 def test_it_says_when_it_did_not_help() -> None:
     assert "did not raise R@1 among the validation images: 90.0% before, 90.0% after" in what_it_did(0.9, 0.9)
     assert "raised" in what_it_did(0.9, 0.91)
@@ -85,6 +95,8 @@ def test_it_says_when_it_did_not_help() -> None:
         ({"softmax_epochs": 0}, "softmax_epochs is 0; it must be 1 or more"),
         ({"softmax_learning_rate": 0.0}, "softmax_learning_rate is 0.0"),
         ({"label_smoothing": 1.0}, "label_smoothing 1.0; both must be from 0 to below 1"),
+        ({"labels": "some"}, "Unknown labels 'some'; choose one of: given, none"),
+        ({"robust": "holes"}, "Unknown robust 'holes'"),
         ({"augment": "flip"}, "Unknown augment 'flip'; choose one of: auto, none"),
     ],
 )
