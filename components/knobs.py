@@ -8,8 +8,11 @@ from typing import Any
 
 DEVICES = ("auto", "cpu", "cuda")
 AUGMENTATIONS = (
-    "auto", "none", "shift", "shift_colour", "shift_erase", "crop_flip", "crop_flip_colour", "crop_flip_erase",
+    "auto", "none", "shift", "shift_colour", "shift_erase", "shift_patch", "shift_rand",
+    "crop_flip", "crop_flip_colour", "crop_flip_erase", "crop_flip_patch", "crop_flip_rand",
 )  # fmt: skip
+ROBUST = ("none", "missing")
+LABELS = ("given", "none")
 BACKBONES = (
     "resnet18", "resnet34", "resnet50", "resnet101", "alexnet", "vgg11", "vgg16", "vgg16_bn", "mobilenet_v2",
     "mobilenet_v3_small", "mobilenet_v3_large", "squeezenet1_0", "squeezenet1_1", "efficientnet_b0",

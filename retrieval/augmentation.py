@@ -3,6 +3,7 @@
 To add one: compose it from the functions below and add its name; the parametrised tests cover it.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -16,6 +17,14 @@ Augmentation = Callable[[Tensor, Generator], Tensor]
 SHIFT = 1 / 8  # of the side: 4 pixels at 32
 COLOUR = 0.3  # brightness, contrast and saturation change by at most this factor
 ERASED_AREA = (0.02, 0.25)  # of the image
+ROTATION = 30.0  # degrees, either way; with SHEAR and BLEND those of Cubuk et al. 2020, drawn evenly up to them
+SHEAR = 0.3
+TRANSLATION = 0.2  # of the side, either way, beyond the SHIFT of a crop
+BLEND = 0.9  # brightness, contrast, saturation and sharpness are 1 - BLEND to 1 + BLEND times what they were
+POSTERIZED_BITS = (4, 7)  # kept of each colour's 8
+GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL and torchvision weigh R, G and B
+HIDDEN_SHARE = 0.6  # most of an image that `hide_parts` takes away
+HIDDEN_CELLS = 4  # scattered patches are cells of a grid of so many rows and columns
 MIRRORED_SHARE = 0.8  # of the correct answers that must survive mirroring
 IMAGES_TO_JUDGE = 10_000
 
@@ -66,6 +75,24 @@ def recolour(images: Tensor, generator: Generator) -> Tensor:
 
 def erase(images: Tensor, generator: Generator) -> Tensor:
     """Fill a rectangle in half of the images with the image's mean colour (Zhong et al. 2020): (b, 3, h, w) float."""
+    return torch.where(_rectangles(images, generator), images.mean(dim=(2, 3), keepdim=True), images)
+
+
+def patch(images: Tensor, generator: Generator) -> Tensor:
+    """Fill a rectangle in half of the images with what another image of the batch shows there: (b, 3, h, w) float.
+
+    After CutMix (Yun et al. 2019), which may replace nearly all of an image and mixes the labels by area. Here at most
+    a quarter is foreign and the label stays that of the image, so that losses of pairs, which know no mixed labels,
+    learn from it too: it is erasing, by pixels that mislead.
+    """
+    count = len(images)
+    steps = torch.randint(1, max(count, 2), (count,), generator=generator, device=images.device)
+    others = (torch.arange(count, device=images.device) + steps) % count  # never the image itself
+    return torch.where(_rectangles(images, generator), images[others], images)
+
+
+def _rectangles(images: Tensor, generator: Generator) -> Tensor:
+    """A rectangle of ERASED_AREA in a random half of the images: (b, 1, h, w) bool."""
     count, _, height, width = images.shape
     draw = torch.rand((5, count, 1), generator=generator, device=images.device)
     smallest, largest = ERASED_AREA
@@ -73,8 +100,7 @@ def erase(images: Tensor, generator: Generator) -> Tensor:
     ratio = torch.exp((2 * draw[1] - 1) * 1.2)  # height to width, 0.3 to 3.3
     rows = _inside(height, (area * ratio).sqrt(), draw[2])
     columns = _inside(width, (area / ratio).sqrt(), draw[3])
-    hidden = rows[:, :, None] & columns[:, None, :] & (draw[4, :, :, None] < 0.5)  # (b, h, w)
-    return torch.where(hidden[:, None], images.mean(dim=(2, 3), keepdim=True), images)
+    return (rows[:, :, None] & columns[:, None, :] & (draw[4, :, :, None] < 0.5))[:, None]
 
 
 def _inside(length: int, share: Tensor, place: Tensor) -> Tensor:
@@ -83,6 +109,112 @@ def _inside(length: int, share: Tensor, place: Tensor) -> Tensor:
     start = place * (length - extent)
     centres = torch.arange(length, device=share.device) + 0.5
     return (centres >= start) & (centres < start + extent)
+
+
+def rand_augment(images: Tensor, generator: Generator) -> Tensor:
+    """Change each image by one of GEOMETRIES, by one of FILTERS, or by both, as much as chance says.
+
+    After RandAugment (Cubuk et al. 2020) and TrivialAugment (Mueller and Hutter 2021), from which the even draw of
+    strengths is. Differs: the two operations of an image are never of one kind, so that the whole batch is moved by
+    one resampling and recoloured by one pass; images are never inverted or equalised.
+
+    Args:
+        images: (b, 3, h, w) float in [0, 1], square.
+        generator: of the images' device.
+
+    Returns:
+        The same shape, again in [0, 1].
+    """
+    count, device = len(images), images.device
+    kinds = torch.randint(3, (count,), generator=generator, device=device)  # 0 moved, 1 recoloured, 2 both
+    geometry = torch.randint(len(GEOMETRIES), (count,), generator=generator, device=device)
+    choice = torch.randint(len(FILTERS), (count,), generator=generator, device=device)
+    strengths = 2 * torch.rand((3, count), generator=generator, device=device) - 1
+    moved = move(images, geometry, strengths[:2] * (kinds != 1))
+    return refilter(moved, torch.where(kinds == 0, -1, choice), strengths[2])
+
+
+GEOMETRIES = ("rotate", "shear_x", "shear_y", "translate")
+FILTERS = ("brightness", "contrast", "saturation", "sharpness", "posterize", "solarize")
+
+
+def move(images: Tensor, geometry: Tensor, strengths: Tensor) -> Tensor:
+    """Rotate, shear or translate each image, all in one resampling; what enters repeats the border.
+
+    Args:
+        images: (b, 3, h, w) float, square.
+        geometry: (b,) int64, numbers in GEOMETRIES.
+        strengths: (2, b) in [-1, 1], shares of ROTATION, SHEAR or TRANSLATION; the second moves down, and 0 leaves an
+            image as it is.
+    """
+    by = {name: torch.where(geometry == number, strengths, 0) for number, name in enumerate(GEOMETRIES)}
+    angle = by["rotate"][0] * math.radians(ROTATION)
+    across, down = 2 * TRANSLATION * by["translate"]  # the grid goes from -1 to 1
+    first_row = torch.stack([angle.cos(), -angle.sin() + SHEAR * by["shear_x"][0], across], dim=1)
+    second_row = torch.stack([angle.sin() + SHEAR * by["shear_y"][0], angle.cos(), down], dim=1)
+    grid = functional.affine_grid(torch.stack([first_row, second_row], dim=1), list(images.shape), align_corners=False)
+    moved = functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    return moved.contiguous(memory_format=torch.channels_last)
+
+
+def refilter(images: Tensor, choice: Tensor, strengths: Tensor) -> Tensor:
+    """Change the colours or the sharpness of each image.
+
+    The first four move away from, or towards, black, the mean grey, the grey image and the blurred image, as PIL's
+    enhancers do; posterizing keeps POSTERIZED_BITS of a colour; solarizing inverts what is above a threshold.
+
+    Args:
+        images: (b, 3, h, w) float in [0, 1].
+        choice: (b,) int64, numbers in FILTERS; -1 leaves an image as it is.
+        strengths: (b,) in [-1, 1].
+    """
+    strengths = strengths.view(-1, 1, 1, 1)
+    is_ = {name: (choice == number).view(-1, 1, 1, 1) for number, name in enumerate(FILTERS)}
+    red, green, blue = (weight * images[:, i : i + 1] for i, weight in enumerate(GREY))
+    grey = red + green + blue
+    blurred = (9 * functional.avg_pool2d(images, 3, 1, 1, count_include_pad=False) + 4 * images) / 13
+    plain = torch.where(is_["saturation"], grey, torch.where(is_["sharpness"], blurred, 0.0))
+    plain = torch.where(is_["contrast"], grey.mean(dim=(2, 3), keepdim=True), plain)
+    factor = 1 + BLEND * strengths * (is_["brightness"] | is_["contrast"] | is_["saturation"] | is_["sharpness"])
+    blended = (plain + (images - plain) * factor).clamp_(0, 1)
+    fewest, most = POSTERIZED_BITS
+    step = torch.exp2(8 - (fewest + (most - fewest) * strengths.abs()).round()) / 255
+    blended = torch.where(is_["posterize"], (blended / step + 1e-4).floor() * step, blended)  # 1e-4: 3.9999999 is 4
+    return torch.where(is_["solarize"] & (blended >= strengths.abs()), 1 - blended, blended)
+
+
+def hide_parts(images: Tensor, generator: Generator) -> Tensor:
+    """Hide up to HIDDEN_SHARE of a random half of the images: what images with missing parts look like.
+
+    An image loses one square block, a strip from one of its sides, or scattered cells of a grid, each a third of the
+    time. In their place comes the mean colour of the batch, which tells nothing of the image.
+
+    Args:
+        images: (b, 3, h, w) float in [0, 1].
+        generator: of the images' device.
+    """
+    count, _, height, width = images.shape
+    draw = torch.rand((4, count, 1), generator=generator, device=images.device)
+    share = HIDDEN_SHARE * draw[0]
+    side = torch.randint(4, (count, 1), generator=generator, device=images.device)
+    tall, wide = torch.where(side < 2, share, 1.0), torch.where(side < 2, 1.0, share)  # from the top or bottom, or not
+    strip = _inside(height, tall, side % 2)[:, :, None] & _inside(width, wide, side % 2)[:, None, :]
+    block = _inside(height, share.sqrt(), draw[1])[:, :, None] & _inside(width, share.sqrt(), draw[2])[:, None, :]
+    shapes = torch.stack([block, strip, _scattered(images, share, generator)])  # (3, b, h, w)
+    kinds = torch.randint(3, (count,), generator=generator, device=images.device)
+    hidden = shapes[kinds, torch.arange(count, device=images.device)] & (draw[3, :, :, None] < 0.5)
+    return torch.where(hidden[:, None], images.mean(dim=(0, 2, 3), keepdim=True), images)
+
+
+def _scattered(images: Tensor, share: Tensor, generator: Generator) -> Tensor:
+    """Random cells of a grid that make up the given share of the image, (b, 1): (b, h, w) bool."""
+    count, _, height, width = images.shape
+    cells = HIDDEN_CELLS**2
+    ranks = torch.rand((count, cells), generator=generator, device=images.device).argsort(dim=1)
+    chosen = (ranks < (share * cells).round()).view(count, HIDDEN_CELLS, HIDDEN_CELLS)
+    rows = torch.arange(height, device=images.device) * HIDDEN_CELLS // height
+    columns = torch.arange(width, device=images.device) * HIDDEN_CELLS // width
+    return chosen[:, rows[:, None], columns[None]]
 
 
 def none(images: Tensor, generator: Generator) -> Tensor:  # noqa: ARG001
@@ -105,21 +237,36 @@ AUGMENTATIONS: dict[str, Augmentation] = {
     "shift": shift_only,
     "shift_colour": lambda images, generator: recolour(shift_only(images, generator), generator),
     "shift_erase": lambda images, generator: erase(shift_only(images, generator), generator),
+    "shift_patch": lambda images, generator: patch(shift_only(images, generator), generator),
+    "shift_rand": lambda images, generator: rand_augment(shift_only(images, generator), generator),
     "crop_flip": crop_flip,
     "crop_flip_colour": lambda images, generator: recolour(crop_flip(images, generator), generator),
     "crop_flip_erase": lambda images, generator: erase(crop_flip(images, generator), generator),
+    "crop_flip_patch": lambda images, generator: patch(crop_flip(images, generator), generator),
+    "crop_flip_rand": lambda images, generator: rand_augment(crop_flip(images, generator), generator),
+}
+
+ROBUST: dict[str, Augmentation] = {
+    "none": lambda images, generator: images,  # noqa: ARG005
+    "missing": hide_parts,
 }
 
 
-def named_augmentation(name: str) -> Augmentation:
+def named_augmentation(name: str, robust: str = "none") -> Augmentation:
     """The augmentation of that name: (b, 3, h, w) uint8 and a generator of its device -> (b, 3, h, w) float in [0, 1].
+
+    Args:
+        name: one of AUGMENTATIONS.
+        robust: one of ROBUST, what embeddings are to withstand: "missing" hides parts of the augmented images.
 
     Raises:
         ValueError: unknown name ("auto" is decided first: choose_augmentation).
     """
-    if name not in AUGMENTATIONS:
-        raise ValueError(f"Unknown augmentation '{name}'; choose one of: {', '.join(AUGMENTATIONS)}.")
-    return AUGMENTATIONS[name]
+    for given, table, what in ((name, AUGMENTATIONS, "augmentation"), (robust, ROBUST, "robust")):
+        if given not in table:
+            raise ValueError(f"Unknown {what} '{given}'; choose one of: {', '.join(table)}.")
+    augment, harden = AUGMENTATIONS[name], ROBUST[robust]
+    return augment if robust == "none" else lambda images, generator: harden(augment(images, generator), generator)
 
 
 def choose_augmentation(images: Tensor, labels: Tensor, asked: str = "auto") -> Choice:

@@ -4,6 +4,7 @@ import copy
 import functools
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,7 @@ class Backbone(nn.Module):
 
     Attributes:
         trunk: the convolutions, with torchvision's names.
+        frozen: whether the trunk stays as it is while the rest trains.
         widths: features that each depth gives, in the order of `depths`; the vector is these laid end to end.
     """
 
@@ -69,14 +71,31 @@ class Backbone(nn.Module):
         super().__init__()
         self.taken = taken_layers(name, depths)
         _refuse_small(name, self.taken, image_size)
-        self.trunk = build_trunk(name)
-        del self.trunk[max(self.taken) + 1 :]
+        layers = list(build_trunk(name).named_children())[: max(self.taken) + 1]
+        self.trunk = nn.Sequential(OrderedDict(layers))  # a slice of a Sequential would lose torchvision's names
         self.poolings = nn.ModuleList(build_pooling(pooling) for _ in depths)
         shapes = _map_shapes(name, image_size)
         flat = pooling == "flatten"
+        self.frozen = False
         self.widths = tuple(
             shape[0] * shape[1] * shape[2] if flat else shape[0] for shape in (shapes[layer] for layer in self.taken)
         )
+
+    def freeze(self, frozen: bool = True) -> None:
+        """Keep the trunk as it is: no gradients, its norms in evaluation mode whatever mode is set; or let it train.
+
+        To be called before an optimiser is built. The poolings, which belong to no classifier, go on training.
+        """
+        self.frozen = frozen
+        self.trunk.requires_grad_(not frozen)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Training or evaluation mode, of all but a frozen trunk."""
+        super().train(mode)
+        if self.frozen:
+            self.trunk.eval()
+        return self
 
     def forward(self, images: Tensor) -> Tensor:
         """(b, 3, h, w) -> (b, sum of widths)."""

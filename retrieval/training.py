@@ -131,6 +131,7 @@ def fit(
     on_epoch: OnEpoch | None = None,
     objective_learning_rate_factor: float = 1.0,
     compile: bool = False,
+    averaged_from: float | None = None,
 ) -> History:
     """Train a network, and the objective's own parameters, by SGD. Both are changed in place and end on the device.
 
@@ -153,9 +154,11 @@ def fit(
         on_epoch: called by the first process after each epoch with its number, from 0, and its numbers.
         objective_learning_rate_factor: times the rate for the objective's parameters (proxies).
         compile: run the network through torch.compile.
+        averaged_from: share of the steps, from 0 to below 1, after which the mean of the weights begins that network
+            and objective have in the end (Izmailov et al., UAI 2018); None for those of the last step.
 
     Raises:
-        ValueError: a loss that is not finite (names the step), or a batch that cannot be drawn.
+        ValueError: a loss that is not finite (names the step), a batch that cannot be drawn, or a share out of range.
     """
 
     def order_of(epoch: int) -> Tensor:
@@ -165,6 +168,8 @@ def fit(
 
     if len(images) != len(labels):
         raise ValueError(f"{len(images)} images and {len(labels)} labels; every image needs one.")
+    if averaged_from is not None and not 0 <= averaged_from < 1:
+        raise ValueError(f"averaged_from is {averaged_from}; give a share of the steps from 0 to below 1.")
     labels_there = labels.to(device)
     steps, images_per_step = order_of(0).shape
     ahead, orders = itertools.tee(map(order_of, range(schedule.epochs)))
@@ -177,6 +182,8 @@ def fit(
         _Losses(name, schedule, steps, images_per_step, device) as losses,
     ):
         trainer = _Trainer(network, objective, schedule, objective_learning_rate_factor, device, compile)
+        average = Average(trainer.state())
+        first_averaged = math.inf if averaged_from is None else math.floor(averaged_from * schedule.epochs * steps)
         for epoch, order in enumerate(orders):
             started = time.perf_counter()
             rows = order.to(device)
@@ -184,6 +191,8 @@ def fit(
                 rate = schedule.rate(epoch * len(rows) + step, schedule.epochs * len(rows))
                 loss = trainer.step(augment(next(batches), generator), labels_there[positions], positions, rate)
                 losses.add(loss)
+                if epoch * steps + step >= first_averaged:
+                    average.add()
             mean = losses.end_epoch()
             elapsed = time.perf_counter() - started
             numbers = {"loss": mean, "learning_rate": rate, "images_per_second": order.numel() / elapsed}
@@ -191,6 +200,7 @@ def fit(
             history.images, history.seconds = history.images + order.numel(), history.seconds + elapsed
             if on_epoch is not None and distributed.is_first():
                 on_epoch(epoch, dict(numbers))
+        average.write()
     return history
 
 
@@ -237,6 +247,38 @@ class _Trainer:
         distributed.average_gradients(self.objective)
         self.optimiser.step()
         return loss.detach()
+
+    def state(self) -> list[Tensor]:
+        """Parameters and buffers of the network and the objective: the tensors that a step changes."""
+        modules = (self.network, self.objective)
+        return [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+
+
+class Average:
+    """The plain mean of tensors over some steps, kept on their device without waiting for it.
+
+    Args:
+        tensors: that change in place from step to step; those that are not floating point are left alone.
+    """
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        self._tensors = [tensor.detach() for tensor in tensors if tensor.is_floating_point()]
+        self._means: list[Tensor] = []
+        self._count = 0
+
+    def add(self) -> None:
+        """Take in the tensors as they are now."""
+        self._count += 1
+        if self._count == 1:
+            self._means = [tensor.clone() for tensor in self._tensors]
+            return
+        for mean, tensor in zip(self._means, self._tensors, strict=True):
+            mean.lerp_(tensor, 1 / self._count)
+
+    def write(self) -> None:
+        """Put the means into the tensors; nothing when none were taken in."""
+        for mean, tensor in zip(self._means, self._tensors, strict=False):
+            tensor.copy_(mean)
 
 
 def trainable(module: nn.Module) -> list[nn.Parameter]:

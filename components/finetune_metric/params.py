@@ -2,7 +2,16 @@
 
 from dataclasses import dataclass
 
-from components.knobs import AUGMENTATIONS, BACKBONES, DEVICES, check_choices, check_least, is_auto_or_number
+from components.knobs import (
+    AUGMENTATIONS,
+    BACKBONES,
+    DEVICES,
+    LABELS,
+    ROBUST,
+    check_choices,
+    check_least,
+    is_auto_or_number,
+)
 
 LEAST_RATE = 1e-12
 LOSSES = ("auto", "normalised_softmax", "contrastive", "triplet", "multi_similarity", "proxy_anchor")
@@ -42,6 +51,11 @@ class Params:
         images_per_class: images of each of them; 0 for as many as batch_size holds.
         batch_size: images at once.
         augment: auto (decided from the images), or the name of an augmentation.
+        robust: none, or missing: embeddings are to withstand missing parts, so up to 60 % of every second training
+            image is hidden.
+        labels: given, or none: the images' clusters are the classes to train by, and after each round the images are
+            assigned anew. Give pretrain and finetune_softmax the same.
+        label_rounds: with labels=none, assignments to train on, metric_epochs each.
         compile: run the network through torch.compile.
         seed: of every random choice.
         device: auto, cpu or cuda.
@@ -67,14 +81,17 @@ class Params:
     images_per_class: int = 0
     batch_size: int = 128
     augment: str = "auto"
+    robust: str = "none"
+    labels: str = "given"
+    label_rounds: int = 3
     compile: bool = False
     seed: int = 0
     device: str = "auto"
 
     def __post_init__(self) -> None:
         check_choices(self, network=("four_layer", *BACKBONES), loss=LOSSES, augment=AUGMENTATIONS, device=DEVICES)
-        check_choices(self, pooling=POOLINGS, pool_kind=POOL_KINDS)
-        check_least(self, dimension=1, batch_size=2, adjust_epochs=0, metric_epochs=0)
+        check_choices(self, pooling=POOLINGS, pool_kind=POOL_KINDS, robust=ROBUST, labels=LABELS)
+        check_least(self, dimension=1, batch_size=2, adjust_epochs=0, metric_epochs=0, label_rounds=1)
         self._check_layers()
         self._check_ratios()
         if not is_auto_or_number(self.learning_rate, LEAST_RATE):

@@ -14,14 +14,19 @@ from retrieval.clusters import Clusters, load_clusters
 from retrieval.colours import colour_statistics
 from retrieval.dataset import Dataset
 from retrieval.devices import describe, pick_device
+from retrieval.features import embed
 from retrieval.image_batches import ImageBatches
 from retrieval.losses import MetricObjective
+from retrieval.metrics import recall_at_1
 from retrieval.models import FOUR_LAYER, EmbeddingModel, ModelConfig, build_network, save_model
 from retrieval.relations import Relations
 from retrieval.sampling import batch_shape
+from retrieval.self_labelling import joined, merge_small, self_train
 from retrieval.tracking import StepRun, step_run
 from retrieval.training import ByLabel, History, Schedule, fit
 from retrieval.validation import validation_recall_at_1
+
+SEEDS_OF_A_ROUND = 1_000_000  # so far apart are the seeds of the rounds of labels=none
 
 
 def finetune_metric(params: Params, dataset: InputPath, clusters: InputPath, model: OutputPath) -> Outputs:
@@ -29,7 +34,7 @@ def finetune_metric(params: Params, dataset: InputPath, clusters: InputPath, mod
     device = pick_device(params.device)
     distributed.setup(device)
     data, adjusted = Dataset(dataset), load_clusters(clusters)
-    rows, labels = training_labels(data)
+    rows, labels = training_labels(data) if params.labels == "given" else cluster_labels(data, adjusted)
     targets = targets_of(adjusted, rows, data)
     distributed.say(what_was_read(data, labels, targets, params, device))
     with step_run("finetune_metric", params) as run:
@@ -37,23 +42,25 @@ def finetune_metric(params: Params, dataset: InputPath, clusters: InputPath, mod
         chosen = decide(params, targets, labels, images, run)
         torch.manual_seed(params.seed)
         network = build_network(network_config(params, data, rows))
-        loss = MetricObjective(chosen["loss"].value, int(labels.max()) + 1, params.dimension)
-        given = network, images, labels, params, chosen, run
-        adjusting = train("adjust", Relations(targets), params.adjust_epochs, *given)
-        training = train("metric", ByLabel(loss), params.metric_epochs, *given)
+        given = network, images, params, chosen, run
+        adjusting = train("adjust", Relations(targets), params.adjust_epochs, labels, *given)
+        training = train_rounds(labels, targets, data, rows, *given)
         if not distributed.is_first():
             return {}
         recall = validation_recall_at_1(network, data, device, name="finetune_metric: validate")
-        seconds = adjusting.seconds + training.seconds
-        numbers = {"images_per_second": round((adjusting.images + training.images) / seconds, 1)}
+        phases = [adjusting, *training]
+        seconds, seen = sum(phase.seconds for phase in phases), sum(phase.images for phase in phases)
+        numbers = {"images_per_second": round(seen / seconds, 1)}
         numbers |= {} if recall is None else {"validation_recall_at_1": recall}
+        if params.labels == "none":
+            numbers |= beside_features(recall, adjusted, data)
         run.log_metrics(numbers)
         distributed.say(f"finetune_metric: R@1 among the validation images {_percent(recall)}.")
         described = {
             "network": params.network,
             "dimension": params.dimension,
             "parameters": sum(parameter.numel() for parameter in network.parameters()),
-            "epochs": params.adjust_epochs + params.metric_epochs,
+            "epochs": params.adjust_epochs + params.metric_epochs * len(training),
             **{name: choice.value for name, choice in chosen.items()},
             **{f"{name}_why": choice.why for name, choice in chosen.items()},
             **numbers,
@@ -72,6 +79,13 @@ def training_labels(data: Dataset) -> tuple[np.ndarray, Tensor]:
             f"The training images have {len(classes)} class(es); a metric needs 2 or more. Check the split."
         )
     return rows, torch.from_numpy(labels)
+
+
+def cluster_labels(data: Dataset, clusters: Clusters) -> tuple[np.ndarray, Tensor]:
+    """Rows of the training images (m,) and their clusters as labels 0..k-1 (m,); their classes are not looked at."""
+    rows = data.rows("train")
+    targets = targets_of(clusters, rows, data)
+    return rows, merge_small(targets, torch.tensor(clusters.image_clusters[rows]))
 
 
 def targets_of(clusters: Clusters, rows: np.ndarray, data: Dataset) -> Tensor:
@@ -127,21 +141,64 @@ def network_config(params: Params, data: Dataset, rows: np.ndarray) -> ModelConf
     )
 
 
+def train_rounds(
+    labels: Tensor,
+    targets: Tensor,
+    data: Dataset,
+    rows: np.ndarray,
+    network: EmbeddingModel,
+    images: ImageBatches,
+    params: Params,
+    chosen: dict[str, Choice],
+    run: StepRun,
+) -> list[History]:
+    """Train by the labels; without given ones, by those that the network and the targets assign, round after round."""
+    histories: list[History] = []
+
+    def train_round(number: int, assigned: Tensor) -> None:
+        loss = ByLabel(MetricObjective(chosen["loss"].value, int(assigned.max()) + 1, params.dimension))
+        histories.append(
+            train("metric", loss, params.metric_epochs, assigned, network, images, params, chosen, run, number)
+        )
+
+    def embed_training_images() -> Tensor:
+        distributed.same_everywhere(network)  # running statistics too: every process must assign alike
+        return joined(embed(network, data, rows, images.device, name="finetune_metric: assign"), targets)
+
+    rounds = params.label_rounds if params.labels == "none" and params.metric_epochs else 1
+    self_train(labels, rounds, train_round, embed_training_images, params.seed, "finetune_metric, labels=none")
+    return histories
+
+
+def beside_features(recall: float | None, clusters: Clusters, data: Dataset) -> dict[str, float]:
+    """What training without labels added to the R@1 of the adjusted features among the validation images; said."""
+    if recall is None:
+        return {}
+    rows = data.rows("validation")
+    features = recall_at_1(torch.tensor(clusters.targets[rows]), torch.from_numpy(data.labels[rows]))
+    distributed.say(
+        f"finetune_metric: without labels, R@1 among the validation images is {recall:.1%}; that of the adjusted "
+        f"features is {features:.1%}, so the network is {'ahead' if recall > features else 'not ahead'}."
+    )
+    return {"validation_recall_at_1_features": features, "without_labels_adds": recall - features}
+
+
 def train(
     phase: str,
     objective: nn.Module,
     epochs: int,
+    labels: Tensor,
     network: EmbeddingModel,
     images: ImageBatches,
-    labels: Tensor,
     params: Params,
     chosen: dict[str, Choice],
     run: StepRun,
+    number: int = 0,
 ) -> History:
-    """One of the two phases, "adjust" or "metric": train, log a curve; nothing without epochs."""
+    """One of the two phases, "adjust" or "metric", or a round of it: train, log a curve; nothing without epochs."""
     if not epochs:
         return History()
-    first = 0 if phase == "adjust" else params.adjust_epochs
+    first = 0 if phase == "adjust" else params.adjust_epochs + number * epochs
 
     def log(epoch: int, numbers: dict[str, float]) -> None:
         run.log_metrics({f"{phase}_loss": numbers.pop("loss"), **numbers}, step=first + epoch)
@@ -153,8 +210,8 @@ def train(
         labels,
         Schedule(epochs, chosen["learning_rate"].value),
         batch_size=params.batch_size,
-        seed=2 * params.seed + (phase == "metric"),
-        augment=named_augmentation(chosen["augment"].value),
+        seed=2 * params.seed + (phase == "metric") + SEEDS_OF_A_ROUND * number,
+        augment=named_augmentation(chosen["augment"].value, params.robust),
         device=images.device,
         name=f"finetune_metric, {phase}",
         balanced=batch_of(params, labels) if phase == "metric" else None,

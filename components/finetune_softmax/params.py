@@ -2,7 +2,16 @@
 
 from dataclasses import dataclass
 
-from components.knobs import AUGMENTATIONS, DEVICES, check_choices, check_least, check_rates, is_auto_or_number
+from components.knobs import (
+    AUGMENTATIONS,
+    DEVICES,
+    LABELS,
+    ROBUST,
+    check_choices,
+    check_least,
+    check_rates,
+    is_auto_or_number,
+)
 
 
 @dataclass(frozen=True)
@@ -14,10 +23,14 @@ class Params:
         softmax_learning_rate: highest rate of SGD; it rises over a fifth of the steps, then falls along a cosine.
         weight_decay: of all weights; biases and norms do not decay.
         label_smoothing: share of each label that is spread over all classes, from 0 to below 1.
+        average_from: share of the steps after which the weights of all further steps are averaged; 1 averages none.
         refine: how the embeddings are refined at the end: auto (as validation images gain by it), none, or how far they
             are drawn to the centres of the training classes after half-whitening, from 0 (whitened only) to 1.
         batch_size: images at once.
         augment: auto (decided from the images), or the name of an augmentation.
+        robust: none, or missing: embeddings are to withstand missing parts, so up to 60 % of every second training
+            image is hidden.
+        labels: given, or none: the model goes on as it came.
         compile: run the network through torch.compile.
         seed: of every random choice.
         device: auto, cpu or cuda.
@@ -27,19 +40,24 @@ class Params:
     softmax_learning_rate: float = 0.02
     weight_decay: float = 5e-4
     label_smoothing: float = 0.1
+    average_from: float = 1.0
     refine: str = "auto"
     batch_size: int = 128
     augment: str = "auto"
+    robust: str = "none"
+    labels: str = "given"
     compile: bool = False
     seed: int = 0
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        check_choices(self, augment=AUGMENTATIONS, device=DEVICES)
+        check_choices(self, augment=AUGMENTATIONS, robust=ROBUST, labels=LABELS, device=DEVICES)
         check_least(self, softmax_epochs=1, batch_size=2)
         check_rates(self, "softmax_learning_rate")
         if self.refine != "none" and not is_auto_or_number(self.refine, 0, 1):
             raise ValueError(f"refine is '{self.refine}'; give auto, none or a number from 0 to 1, e.g. 0.4.")
+        if not 0 <= self.average_from <= 1:
+            raise ValueError(f"average_from is {self.average_from}; it is a share of the steps, from 0 to 1.")
         if not 0 <= self.weight_decay < 1 or not 0 <= self.label_smoothing < 1:
             raise ValueError(
                 f"weight_decay is {self.weight_decay} and label_smoothing {self.label_smoothing}; both must be "

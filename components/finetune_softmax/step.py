@@ -47,6 +47,9 @@ def finetune_softmax(params: Params, dataset: InputPath, model: InputPath, tuned
     device = pick_device(params.device)
     distributed.setup(device)
     data, network = Dataset(dataset), load_model(model, device)
+    if params.labels == "none":
+        with step_run("finetune_softmax", params):
+            return pass_through(network, data, model, tuned_model)
     rows = data.rows("train")
     names, labels = np.unique(data.labels[rows], return_inverse=True)
     distributed.say(
@@ -142,6 +145,18 @@ def validation_numbers(before: Candidate, after: Candidate, chosen: Candidate) -
     return {name: recall for name, recall in named.items() if recall is not None}
 
 
+def pass_through(network: EmbeddingModel, data: Dataset, model: InputPath, tuned_model: OutputPath) -> Outputs:
+    """Hand the model on as it came: without labels there are no classes for a softmax layer."""
+    if not distributed.is_first():
+        return {}
+    why = "labels=none: no classes to put a softmax layer over; the model goes on as it came."
+    distributed.say(f"finetune_softmax: {why}")
+    manifest = read_model_manifest(model)
+    made_from = {"dataset": data.digest, "model": manifest.digest}
+    save_model(tuned_model, network.cpu(), made_from, {**manifest.facts, "softmax": why})
+    return {"tuned_model": {"epochs": 0, "dimension": network.dimension, "softmax": why}}
+
+
 def fine_tune(
     network: EmbeddingModel, layer: CosineLayer, images: ImageBatches, labels: Tensor, params: Params, run: StepRun
 ) -> History:
@@ -163,10 +178,11 @@ def fine_tune(
         Schedule(params.softmax_epochs, params.softmax_learning_rate, params.weight_decay),
         batch_size=params.batch_size,
         seed=params.seed,
-        augment=named_augmentation(augment.value),
+        augment=named_augmentation(augment.value, params.robust),
         device=images.device,
         name="finetune_softmax",
         on_epoch=log,
+        averaged_from=params.average_from if params.average_from < 1 else None,
         compile=params.compile,
     )
 

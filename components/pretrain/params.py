@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from components.knobs import AUGMENTATIONS, BACKBONES, DEVICES, check_choices, check_least, check_rates
+from components.knobs import AUGMENTATIONS, BACKBONES, DEVICES, LABELS, check_choices, check_least, check_rates
 
 
 @dataclass(frozen=True)
@@ -18,12 +18,15 @@ class Params:
             are stored, or the least that leaves a map. Networks trained on ImageNet want 128 or more.
         backbone_depths: which feature maps are taken, counted from the end; 1 is the last, 2 the last one before the
             resolution halves, and so on.
-        pretrain_epochs: passes over the training images; 0 leaves the network as it is.
+        pretrain_warmup_epochs: passes before those, in which the softmax layer alone trains and the network is frozen;
+            none from scratch, where a frozen network knows nothing.
+        pretrain_epochs: passes over the training images with all layers; 0 leaves the network as it is.
         pretrain_learning_rate: highest rate; from ImageNet weights about 0.01 is enough.
         feature_dimension: length of the integrated feature vector; fewer where backbone or images give fewer.
         feature_power: power of the features before they are integrated; 0.5 tames bursts, 1 keeps them.
         batch_size: images at once.
         augment: auto (decided from the images), or the name of an augmentation.
+        labels: given, or none: the network is not trained, as that needs the classes; its features are integrated only.
         compile: run the network through torch.compile.
         seed: of every random choice.
         device: auto, cpu or cuda.
@@ -33,19 +36,21 @@ class Params:
     weights: str = "none"
     backbone_image_size: int = 0
     backbone_depths: tuple[int, ...] = (1,)
+    pretrain_warmup_epochs: int = 1
     pretrain_epochs: int = 5
     pretrain_learning_rate: float = 0.03
     feature_dimension: int = 256
     feature_power: float = 0.5
     batch_size: int = 128
     augment: str = "auto"
+    labels: str = "given"
     compile: bool = False
     seed: int = 0
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        check_choices(self, classifier=BACKBONES, augment=AUGMENTATIONS, device=DEVICES)
-        check_least(self, pretrain_epochs=0, feature_dimension=1, batch_size=1)
+        check_choices(self, classifier=BACKBONES, augment=AUGMENTATIONS, labels=LABELS, device=DEVICES)
+        check_least(self, pretrain_warmup_epochs=0, pretrain_epochs=0, feature_dimension=1, batch_size=1)
         check_rates(self, "pretrain_learning_rate")
         if not self.weights:
             raise ValueError("weights is empty; give none, imagenet, a path or s3://bucket/key.")

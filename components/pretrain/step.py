@@ -46,7 +46,8 @@ def pretrain(params: Params, dataset: InputPath, backbone: OutputPath, features:
         model = integrated(network, pooled[train], params, device)
         with torch.inference_mode():
             values = model.head(pooled)
-        numbers = validation_numbers(data, pooled, values)
+        widths = dict(zip(params.backbone_depths, network.backbone.widths, strict=True))
+        numbers = validation_numbers(data, pooled, values, widths)
         facts: dict[str, Any] = {"weights_digest": digest, "classes": _classes(data, train), **numbers}
         backbone_digest = save_model(backbone, model.cpu(), {"dataset": data.digest}, facts).digest
         save_features(features, values, data.digest, {"backbone": params.classifier, **numbers}, backbone_digest)
@@ -81,30 +82,57 @@ def classifier_config(params: Params, data: Dataset, train: np.ndarray) -> Model
 def fine_tune(
     network: EmbeddingModel, data: Dataset, train: np.ndarray, params: Params, device: torch.device, run: StepRun
 ) -> History:
-    """Train the network under a softmax layer over the training classes; without epochs it stays as it is."""
+    """Train a softmax layer over the training classes, first alone and then with the network; the latter is returned.
+
+    Without epochs the network stays as it is.
+    """
     if not params.pretrain_epochs:
+        return History()
+    if params.labels == "none":
+        _say(f"pretrain: labels=none: {params.classifier} stays as it is; only a classifier of classes could train it.")
         return History()
     images = ImageBatches(data, train, device)
     _, labels = np.unique(data.labels[train], return_inverse=True)
     targets = torch.from_numpy(labels)
     some = torch.arange(0, len(train), max(1, len(train) // IMAGES_TO_JUDGE))
     augment = choose_augmentation(images.get(some), targets[some].to(device), params.augment)
+    warmup = warmup_epochs(params)
     _say(f"pretrain: {images.describe()}; {augment.why}")
-    run.log_params({"pretrain_augment_chosen": augment.value})
-    return fit(
-        network,
-        ClassLayer(network.dimension, int(labels.max()) + 1),
-        images,
-        targets,
-        Schedule(params.pretrain_epochs, params.pretrain_learning_rate),
-        batch_size=params.batch_size,
-        seed=params.seed,
-        augment=named_augmentation(augment.value),
-        device=device,
-        name="pretrain",
-        on_epoch=lambda epoch, numbers: run.log_metrics(numbers, step=epoch),
-        compile=params.compile,
+    run.log_params({"pretrain_augment_chosen": augment.value, "pretrain_warmup_epochs_chosen": warmup})
+    layer = ClassLayer(network.dimension, int(labels.max()) + 1)
+
+    def train_for(epochs: int, name: str, first: int) -> History:
+        return fit(
+            network,
+            layer,
+            images,
+            targets,
+            Schedule(epochs, params.pretrain_learning_rate),
+            batch_size=params.batch_size,
+            seed=2 * params.seed + (first > 0),
+            augment=named_augmentation(augment.value),
+            device=device,
+            name=name,
+            on_epoch=lambda epoch, numbers: run.log_metrics(numbers, step=first + epoch),
+            compile=params.compile,
+        )
+
+    if warmup:
+        network.backbone.freeze()
+        train_for(warmup, "pretrain, softmax layer alone", first=0)
+        network.backbone.freeze(False)
+    return train_for(params.pretrain_epochs, "pretrain", first=warmup)
+
+
+def warmup_epochs(params: Params) -> int:
+    """Epochs in which the network is frozen: as asked for, but none from scratch, which is said."""
+    if params.weights != "none" or not params.pretrain_warmup_epochs:
+        return params.pretrain_warmup_epochs
+    _say(
+        f"pretrain: {params.classifier} from scratch: no warm-up, as the features of a random network are not worth "
+        "a softmax layer of their own."
     )
+    return 0
 
 
 def integrated(network: EmbeddingModel, pooled: Tensor, params: Params, device: torch.device) -> EmbeddingModel:
@@ -122,16 +150,33 @@ def integrated(network: EmbeddingModel, pooled: Tensor, params: Params, device: 
     return model.eval()
 
 
-def validation_numbers(data: Dataset, pooled: Tensor, values: Tensor) -> dict[str, float]:
-    """R@1 among the validation images, of pooled and of integrated features; empty without two images of a class."""
+def validation_numbers(data: Dataset, pooled: Tensor, values: Tensor, widths: dict[int, int]) -> dict[str, float]:
+    """R@1 among the validation images: of each depth alone, of the depths laid end to end, and of the integrated ones.
+
+    Args:
+        data: the dataset.
+        pooled: (n, D) features of all images, the depths laid end to end.
+        values: (n, d) the same, integrated.
+        widths: features of each depth, by its number and in the order of `pooled`.
+
+    Returns:
+        Numbers by name; none without two validation images of a class.
+    """
     rows = data.rows("validation")
     labels = torch.from_numpy(data.labels[rows])
     if len(rows) == len(labels.unique()):
         _say(f"pretrain: {len(rows)} validation images have no two of a class; R@1 is not measured.")
         return {}
+    parts = pooled[rows].split(list(widths.values()), dim=1)
+    depths = {depth: recall_at_1(part, labels) for depth, part in zip(widths, parts, strict=True)}
+    together, integrated = recall_at_1(pooled[rows], labels), recall_at_1(values[rows], labels)
+    alone = ", ".join(f"depth {depth} alone {recall:.1%}" for depth, recall in depths.items())
+    _say(f"pretrain: R@1 on validation: {alone}; laid end to end {together:.1%}; integrated {integrated:.1%}.")
     return {
-        "validation_recall_at_1": recall_at_1(values[rows], labels),
-        "validation_recall_at_1_pooled": recall_at_1(pooled[rows], labels),
+        "validation_recall_at_1": integrated,
+        "validation_recall_at_1_pooled": together,
+        **{f"validation_recall_at_1_depth_{depth}": recall for depth, recall in depths.items()},
+        "integration_adds": integrated - max(depths.values()),
     }
 
 

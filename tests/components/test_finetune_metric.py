@@ -7,7 +7,7 @@ import torch
 
 from components.finetune_metric.params import Params
 from components.finetune_metric.step import finetune_metric
-from retrieval.clusters import save_clusters
+from retrieval.clusters import load_clusters, save_clusters
 from retrieval.dataset import INDEX_SCHEMA, Dataset, save_dataset
 from retrieval.losses import LOSSES
 from retrieval.models import load_model, read_model_manifest
@@ -88,6 +88,37 @@ def test_adjusting_alone_draws_the_network_to_the_targets(tmp_path: Path) -> Non
     assert finetune_metric(params, dataset, clusters, tmp_path / "model")["model"]["validation_recall_at_1"] > 0.9
 
 
+@pytest.mark.usefixtures("mlflow_home")
+def test_without_labels_the_clusters_are_the_classes_and_no_class_is_looked_at(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset, clusters = write_inputs(tmp_path)
+    quick = SMALL | {"adjust_epochs": 1, "metric_epochs": 2}
+    params = Params(**quick, labels="none", label_rounds=3, robust="missing")
+    outputs = finetune_metric(params, dataset, clusters, tmp_path / "model")["model"]
+    shown = capsys.readouterr().out
+    assert outputs["epochs"] == 7
+    assert "finetune_metric, labels=none: round 3 of 3: 3 clusters" in shown
+    assert f"that of the adjusted features is {outputs['validation_recall_at_1_features']:.1%}" in shown
+    adds = outputs["validation_recall_at_1"] - outputs["validation_recall_at_1_features"]
+    assert outputs["without_labels_adds"] == pytest.approx(adds)
+    data, given = Dataset(dataset), load_clusters(clusters)
+    made_from = {"dataset": "", "features": ""}
+    one_class = relabelled(data, tmp_path / "one class", given.image_clusters * 0)
+    made_from["dataset"] = one_class.digest
+    targets = [np.asarray(given.targets)]
+    save_clusters(tmp_path / "same", targets, given.image_clusters, given.dimension_clusters, made_from, {})
+    finetune_metric(params, one_class.folder, tmp_path / "same", tmp_path / "blind")
+    weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("model", "blind")]
+    assert weights[0] == weights[1]
+
+
+def relabelled(data: Dataset, folder: Path, labels: np.ndarray) -> Dataset:
+    """The same images under other labels."""
+    index = data.index.set_column(1, "label", pa.array(labels))
+    return save_dataset(folder, [data.read(np.arange(len(data)))], index, ["a"], {})
+
+
 def test_targets_of_another_dataset_are_refused(tmp_path: Path) -> None:
     dataset, clusters = write_inputs(tmp_path)
     save_clusters(tmp_path / "others", [np.ones((7, 3), np.float32)], np.zeros(7), np.zeros(3), {}, {})
@@ -146,6 +177,9 @@ def test_channels_follow_from_the_two_ratios(given: dict[str, object], counts: t
         ({"strides": (1, 0, 1)}, r"strides is \[1, 0, 1\]; every number must be at least 1"),
         ({"adjust_epochs": 0, "metric_epochs": 0}, "nothing would be trained"),
         ({"images_per_class": 1}, "images_per_class is 1; a metric loss needs pairs"),
+        ({"robust": "holes"}, "Unknown robust 'holes'; choose one of: none, missing"),
+        ({"labels": "some"}, "Unknown labels 'some'; choose one of: given, none"),
+        ({"label_rounds": 0}, "label_rounds is 0; it must be 1 or more"),
         ({"dimension": 0}, "dimension is 0; it must be 1 or more"),
         ({"metric_epochs": -1}, "metric_epochs is -1"),
     ],

@@ -10,6 +10,7 @@ from retrieval import augmentation, backbones, devices, losses, networks, nonneg
 
 def test_choices_are_those_of_the_tables() -> None:
     assert ("auto", *augmentation.AUGMENTATIONS) == knobs.AUGMENTATIONS
+    assert tuple(augmentation.ROBUST) == knobs.ROBUST
     assert tuple(backbones.BACKBONES) == knobs.BACKBONES
     assert devices.DEVICES == knobs.DEVICES
     assert ("auto", *losses.LOSSES) == LOSSES

@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,13 +11,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from components.pretrain import step
 from components.pretrain.params import Params
 from components.pretrain.step import pretrain
 from retrieval.backbones import build_trunk
 from retrieval.dataset import Dataset, save_dataset
 from retrieval.features import embed, load_features
 from retrieval.integration import learn_integration
-from retrieval.models import load_model, read_model_manifest
+from retrieval.metrics import recall_at_1
+from retrieval.models import EmbeddingModel, load_model, read_model_manifest
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"classifier": "squeezenet1_0", "feature_dimension": 6, "batch_size": 16, "device": "cpu", "augment": "shift"}
@@ -67,6 +70,7 @@ def test_it_trains_and_writes_a_backbone_and_features_of_every_image(
     assert metadata["validation_recall_at_1"] >= 0.9
     assert metadata["images_per_second"] > 0
     assert metadata["weights_digest"] == "none"
+    assert metadata["validation_recall_at_1_depth_1"] == metadata["validation_recall_at_1_pooled"]
 
 
 def test_without_epochs_given_weights_stay_and_the_integration_is_learned_on_train_only(
@@ -88,6 +92,46 @@ def test_without_epochs_given_weights_stay_and_the_integration_is_learned_on_tra
         == hashlib.sha256((tmp_path / "weights.safetensors").read_bytes()).hexdigest()
     )
     assert model.config.mean == (0.485, 0.456, 0.406)
+
+
+def test_what_each_depth_and_the_integration_add_is_measured(data: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
+    random = torch.Generator().manual_seed(0)
+    labels = torch.tensor(data.labels)
+    noise, told = torch.randn((60, 5), generator=random), 9 * torch.eye(3)[labels]
+    numbers = step.validation_numbers(data, torch.cat([noise, told], 1), told, {1: 5, 3: 3})
+    rows = data.rows("validation")
+    assert numbers["validation_recall_at_1_depth_1"] == recall_at_1(noise[rows], labels[rows]) < 0.7
+    assert numbers["validation_recall_at_1_depth_3"] == numbers["validation_recall_at_1"] == 1
+    assert numbers["validation_recall_at_1_pooled"] == recall_at_1(torch.cat([noise, told], 1)[rows], labels[rows])
+    assert numbers["integration_adds"] == 0
+    assert "depth 3 alone 100.0%; laid end to end" in capsys.readouterr().out
+
+
+def test_given_weights_are_warmed_up_and_from_scratch_is_not(
+    data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(3)
+    state = {f"features.{key}": value for key, value in build_trunk("squeezenet1_0").state_dict().items()}
+    save_file(state, tmp_path / "weights.safetensors")
+    calls: list[tuple[str, int, bool]] = []
+    fit = step.fit
+
+    def noted(network: EmbeddingModel, *others: Any, **options: Any) -> Any:
+        before = network.backbone.trunk[0].weight.clone()
+        history = fit(network, *others, **options)
+        calls.append((options["name"], others[3].epochs, torch.equal(before, network.backbone.trunk[0].weight)))
+        return history
+
+    monkeypatch.setattr(step, "fit", noted)
+    slow = {"weights": str(tmp_path / "weights.safetensors"), "pretrain_learning_rate": 1e-4}
+    given = Params(**SMALL | slow, pretrain_warmup_epochs=2, pretrain_epochs=1)
+    pretrain(given, data.folder, tmp_path / "b", tmp_path / "f")
+    assert calls == [("pretrain, softmax layer alone", 2, True), ("pretrain", 1, False)]
+    assert "no warm-up" not in capsys.readouterr().out
+    calls.clear()
+    pretrain(Params(**SMALL, pretrain_epochs=1), data.folder, tmp_path / "c", tmp_path / "g")
+    assert calls == [("pretrain", 1, False)]
+    assert "squeezenet1_0 from scratch: no warm-up" in capsys.readouterr().out
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_one_others(data: Dataset, tmp_path: Path) -> None:
@@ -145,6 +189,7 @@ def test_two_processes_train_one_network_and_the_first_one_writes(data: Dataset,
         ({"backbone_image_size": -1}, "backbone_image_size is -1"),
         ({"backbone_depths": ()}, "backbone_depths is"),
         ({"pretrain_epochs": -1}, "pretrain_epochs is -1"),
+        ({"pretrain_warmup_epochs": -1}, "pretrain_warmup_epochs is -1"),
         ({"pretrain_learning_rate": 0.0}, "pretrain_learning_rate is 0"),
         ({"feature_dimension": 0}, "feature_dimension is 0"),
         ({"feature_power": 0.0}, "feature_power is 0"),

@@ -73,6 +73,26 @@ def test_depths_are_taken_where_the_resolution_halves() -> None:
         Backbone("resnet18", 32, depths=(1, 1))
 
 
+def test_a_frozen_trunk_stays_in_evaluation_mode_and_takes_no_gradients() -> None:
+    backbone = Backbone("resnet18", 32)
+    model = torch.nn.Sequential(backbone)
+    backbone.freeze()
+    before = {key: value.clone() for key, value in backbone.trunk.state_dict().items()}
+    model.train()
+    assert backbone.training
+    assert not any(module.training for module in backbone.trunk.modules())
+    model(torch.rand(4, 3, 32, 32)).sum().backward()
+    assert all(torch.equal(value, before[key]) for key, value in backbone.trunk.state_dict().items())
+    assert [name for name, parameter in backbone.named_parameters() if parameter.grad is not None] == [
+        "poolings.0.power"
+    ]
+    backbone.freeze(False)
+    model(torch.rand(4, 3, 32, 32)).sum().backward()
+    assert all(parameter.grad is not None for parameter in backbone.parameters())
+    assert all(module.training for module in backbone.trunk.modules())
+    assert not torch.equal(backbone.trunk.bn1.running_mean, before["bn1.running_mean"])
+
+
 def test_an_unknown_backbone_is_refused_with_the_choices() -> None:
     with pytest.raises(ValueError, match=r"'resnet19'.*resnet18, resnet34"):
         Backbone("resnet19", 32)
@@ -91,6 +111,20 @@ def test_published_weights_are_put_into_the_trunk(state: dict[str, torch.Tensor]
     assert len(load_weights(backbone.trunk, SMALL, str(path))) == 64
     for key, value in backbone.trunk.state_dict().items():
         assert torch.equal(value, state[f"features.{key}"])
+
+
+@pytest.mark.parametrize("depths", [(1,), (2, 3)])
+def test_published_weights_of_a_residual_network_are_put_into_the_trunk(
+    depths: tuple[int, ...], tmp_path: Path
+) -> None:
+    state = build_trunk("resnet18").state_dict()
+    save_file(state, tmp_path / "weights.safetensors")
+    backbone = Backbone("resnet18", 32, depths)
+    load_weights(backbone.trunk, "resnet18", str(tmp_path / "weights.safetensors"))
+    taken = backbone.trunk.state_dict()
+    assert "conv1.weight" in taken
+    assert len(taken) == len(state) if depths == (1,) else len(taken) < len(state)
+    assert all(torch.equal(value, state[key]) for key, value in taken.items())
 
 
 def test_none_leaves_random_weights() -> None:

@@ -225,6 +225,52 @@ def test_epochs_are_reported_and_shown(dataset: Dataset) -> None:
     assert "test: epoch 2 of 2, step 3 of 3: 96 of 96 images, loss" in shown.getvalue()
 
 
+class Records(ByLabel):
+    """Keeps what a network's weights were whenever a step begins."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(MetricObjective("normalised_softmax", 4, 16))
+        self.networks, self.seen = [network], []
+
+    def forward(self, outputs: Tensor, labels: Tensor, positions: Tensor) -> Tensor:
+        self.seen.append([value.clone() for value in self.networks[0].parameters()])
+        return super().forward(outputs, labels, positions)
+
+
+@pytest.mark.parametrize(("averaged_from", "first"), [(0.0, 0), (0.5, 4), (0.9, 8)])
+def test_averaged_weights_are_the_mean_of_those_after_each_step(
+    dataset: Dataset, averaged_from: float, first: int
+) -> None:
+    schedule = Schedule(3, 0.05)
+    last = [value.detach() for value in train(dataset, network=small_network(), schedule=schedule)[0].parameters()]
+    network = small_network()
+    records = Records(network)
+    train(dataset, network=network, objective=records, schedule=schedule, averaged_from=averaged_from)
+    after = [*records.seen[1:], last]  # of 9 steps
+    assert len(after) == 9
+    for number, parameter in enumerate(network.parameters()):
+        mean = sum(weights[number] for weights in after[first:]) / len(after[first:])
+        torch.testing.assert_close(parameter.detach(), mean, atol=1e-6, rtol=1e-5)
+
+
+def test_running_statistics_and_proxies_are_averaged_and_counters_are_not(dataset: Dataset) -> None:
+    network = small_network()
+    objective = ByLabel(MetricObjective("normalised_softmax", 4, 16))
+    torch.manual_seed(1)
+    plain = ByLabel(MetricObjective("normalised_softmax", 4, 16))
+    objective.load_state_dict(plain.state_dict())
+    train(dataset, network=network, objective=objective, averaged_from=0.5)
+    other, _ = train(dataset, objective=plain)
+    assert network[1].num_batches_tracked == 6
+    assert not torch.equal(network[1].running_mean, other[1].running_mean)
+    assert not torch.equal(objective.loss.proxies, plain.loss.proxies)
+
+
+def test_an_average_begins_within_the_training(dataset: Dataset) -> None:
+    with pytest.raises(ValueError, match="averaged_from is 1; give a share"):
+        train(dataset, averaged_from=1)
+
+
 def test_as_many_labels_as_images(dataset: Dataset) -> None:
     images = ImageBatches(dataset, np.arange(10), CPU)
     with pytest.raises(ValueError, match="10 images and 48 labels"):
