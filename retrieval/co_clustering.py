@@ -156,9 +156,11 @@ def choose_clusters(singular_values: np.ndarray, rows: int, classes: int) -> tup
 
 
 def batches_of(values: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
-    """The given rows of a matrix that may be memory-mapped, a batch at a time, as float32."""
+    """The given rows of a matrix that may be memory-mapped, a batch at a time, as float32; rows in a row uncopied."""
     for start in range(0, len(rows), ROWS_PER_BATCH):
-        yield np.asarray(values[rows[start : start + ROWS_PER_BATCH]], np.float32)
+        batch = rows[start : start + ROWS_PER_BATCH]
+        consecutive = np.array_equal(batch, np.arange(batch[0], batch[0] + len(batch)))
+        yield np.asarray(values[batch[0] : batch[0] + len(batch)] if consecutive else values[batch], np.float32)
 
 
 def sample_of(rows: np.ndarray, clusters: int, seed: int) -> np.ndarray:

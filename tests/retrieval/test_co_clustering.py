@@ -350,6 +350,15 @@ def test_the_clusters_of_fitted_rows_are_those_they_are_assigned(monkeypatch: py
     assert fitted.row_clusters[5] == -1
 
 
+@pytest.mark.parametrize("rows", [[], [3], [1, 2, 3, 4, 5], [0, 2, 4], [5, 4, 3], [2, 3, 3, 4, 7]])
+def test_batches_are_the_given_rows(monkeypatch: pytest.MonkeyPatch, rows: list[int]) -> None:
+    monkeypatch.setattr(co_clustering, "ROWS_PER_BATCH", 2)
+    values = np.arange(16.0).reshape(8, 2)
+    found = [*co_clustering.batches_of(values, np.array(rows, np.int64))]
+    np.testing.assert_array_equal(np.concatenate([np.empty((0, 2)), *found]), values[rows])
+    assert all(batch.dtype == np.float32 and len(batch) <= 2 for batch in found)
+
+
 def test_sums_are_plain_numbers() -> None:
     zero = Sums(np.zeros((2, 2)), np.zeros(2), 1, 1)
     assert (zero + zero).zero_rows == 2
