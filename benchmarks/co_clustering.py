@@ -20,7 +20,7 @@ import numpy as np
 from sklearn.cluster import SpectralCoclustering
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-from retrieval.co_clustering import MOST_VECTORS, batches_of, co_cluster
+from retrieval.co_clustering import MOST_VECTORS, co_cluster
 from retrieval.k_means import normalised
 from retrieval.nonnegative import root
 from retrieval.spectrum import spectrum, sums
@@ -79,8 +79,7 @@ def alone(name: str, path: Path, clusters: int, seed: int) -> None:
     before, started, cpu = memory("VmRSS"), time.perf_counter(), time.process_time()
     if name == OURS:
         fitted = co_cluster(features, np.arange(len(features)), clusters, 0, seed, nonnegative="root")
-        rows = np.concatenate([fitted.assign(batch) for batch in batches_of(features, np.arange(len(features)))])
-        columns = fitted.column_clusters
+        rows, columns = fitted.row_clusters, fitted.column_clusters
     else:
         peer = SpectralCoclustering(clusters, random_state=seed).fit(root(normalised(features)))
         rows, columns = peer.row_labels_, peer.column_labels_

@@ -9,7 +9,7 @@ from retrieval.k_means import KMeans, normalised, spherical_k_means
 from retrieval.nonnegative import NONNEGATIVE
 from retrieval.spectrum import Spectrum, spectrum, sums
 
-ROWS_PER_BATCH = 4_096
+ROWS_PER_BATCH = 2_048  # with 2,048 features 16 MiB: up to 32 MiB malloc keeps pages instead of faulting new ones in
 MOST_VECTORS = 127  # more singular vectors did not raise purity, whatever the number of clusters
 MOST_K_MEANS_ROWS = 65_536  # or 256 a cluster: rows that k-means looks at; all others are only assigned
 CLEAR_GAP = 2.0  # ratio of neighbouring singular values that shows separate blocks,
@@ -27,6 +27,7 @@ class CoClustering:
         spectrum: where rows and columns lie.
         k_means: the groups, in the coordinates of the spectrum.
         why: how the number of clusters came about.
+        row_clusters: (rows,) int64 of the fitted images, in their order, as `assign` gives them.
         column_clusters: (columns,) int64, -1 for a column of zeros.
         dimension_clusters: (d,) int64; of a split dimension, the cluster of its half with the greater sum.
         rows: images that were fitted.
@@ -38,6 +39,7 @@ class CoClustering:
     spectrum: Spectrum
     k_means: KMeans
     why: str
+    row_clusters: np.ndarray
     column_clusters: np.ndarray
     dimension_clusters: np.ndarray
     rows: int
@@ -59,9 +61,17 @@ class CoClustering:
 
 
 def co_cluster(
-    features: np.ndarray, rows: np.ndarray, clusters: int, classes: int, seed: int, nonnegative: str = "auto"
+    features: np.ndarray,
+    rows: np.ndarray,
+    clusters: int,
+    classes: int,
+    seed: int,
+    nonnegative: str = "auto",
+    products: str = "auto",
 ) -> CoClustering:
     """Co-cluster some rows of a feature matrix; memory is columns^2 + a batch + k-means' sample, whatever their number.
+
+    Two passes over the rows: one adds up their products, one places them; a third where k-means saw only a part.
 
     Every image counts alike: rows are brought to length 1, then made nonnegative. Rows and columns are placed at
     D1^-1/2 u and D2^-1/2 v for about as many singular vectors as clusters, weighted by the roots of their singular
@@ -74,6 +84,7 @@ def co_cluster(
         classes: of the training images; only its number is used.
         seed: of k-means and of its sample.
         nonnegative: a name of NONNEGATIVE, or "auto": "root" where no feature is negative, else "split".
+        products: how rows are multiplied, see `spectrum.sums`.
 
     Raises:
         ValueError: an unknown name, values that are not finite, or fewer images with features than clusters.
@@ -82,13 +93,19 @@ def co_cluster(
     if nonnegative not in NONNEGATIVE:
         raise ValueError(f"Unknown nonnegative '{nonnegative}'; choose one of: auto, {', '.join(NONNEGATIVE)}.")
     make = NONNEGATIVE[nonnegative]
-    added = sums(make(normalised(batch)) for batch in batches_of(features, rows))
-    found = spectrum(added, MOST_VECTORS)
+    added = sums((make(normalised(batch)) for batch in batches_of(features, rows)), products)
+    found = spectrum(added, min(clusters - 1, MOST_VECTORS) if clusters > 1 else MOST_VECTORS)
     clusters, why = (clusters, "given") if clusters else choose_clusters(found.singular_values, added.rows, classes)
     found = found.first(max(clusters - 1, 1))
+
+    def places_of(some: np.ndarray) -> Iterator[np.ndarray]:
+        return (found.row_places(make(normalised(batch))) for batch in batches_of(features, some))
+
     sample = sample_of(rows, clusters, seed)
-    places = [found.row_places(make(normalised(batch))) for batch in batches_of(features, sample)]
-    groups = spherical_k_means(np.concatenate([*places, found.column_places]), clusters, seed)
+    places = np.concatenate([*places_of(sample), found.column_places])
+    groups = spherical_k_means(places, clusters, seed)
+    of_all = [places[: len(sample)]] if len(sample) == len(rows) else places_of(rows)
+    row_clusters = np.concatenate([groups.assign(batch) for batch in of_all])
     columns = groups.assign(found.column_places)
     halves = columns.reshape(-1, features.shape[1])  # (2, d) when split, else (1, d)
     heavier = np.argmax(added.columns.reshape(halves.shape), axis=0)
@@ -97,6 +114,7 @@ def co_cluster(
         found,
         groups,
         why,
+        row_clusters=row_clusters,
         column_clusters=columns,
         dimension_clusters=np.take_along_axis(halves, heavier[None], axis=0)[0],
         rows=added.rows,
@@ -138,9 +156,11 @@ def choose_clusters(singular_values: np.ndarray, rows: int, classes: int) -> tup
 
 
 def batches_of(values: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
-    """The given rows of a matrix that may be memory-mapped, a batch at a time, as float32."""
+    """The given rows of a matrix that may be memory-mapped, a batch at a time, as float32; rows in a row uncopied."""
     for start in range(0, len(rows), ROWS_PER_BATCH):
-        yield np.asarray(values[rows[start : start + ROWS_PER_BATCH]], np.float32)
+        batch = rows[start : start + ROWS_PER_BATCH]
+        consecutive = np.array_equal(batch, np.arange(batch[0], batch[0] + len(batch)))
+        yield np.asarray(values[batch[0] : batch[0] + len(batch)] if consecutive else values[batch], np.float32)
 
 
 def sample_of(rows: np.ndarray, clusters: int, seed: int) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Which processor a step computes on, and what that processor is good at."""
 
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -39,6 +40,22 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+@contextmanager
+def bfloat16_units() -> Iterator[None]:
+    """A context in which a CPU's float32 matrix products run on its bfloat16 units.
+
+    Both factors are rounded to bfloat16, products are exact, sums and results are float32. For factors that are
+    bfloat16 numbers already only the speed changes.
+    """
+    units = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = units.fp32_precision
+    units.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        units.fp32_precision = before
 
 
 def autocast(device: torch.device) -> AbstractContextManager[object]:

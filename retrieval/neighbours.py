@@ -2,16 +2,24 @@
 
 A float32 score differs from the exact one by less than `score_error`. So the images whose score lies within that error
 of the best are the only ones that can be the answer: they alone are scored again in float64. Where too many lie there
-(duplicates, rows of zeros), all scores of that query are computed in float64.
+(duplicates, rows of zeros), all scores of that query are computed in float64. Where a processor multiplies bfloat16 in
+hardware, self-retrieval looks at such products first, with their own, wider, error.
 """
+
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from retrieval.devices import bfloat16_units, has_fast_bfloat16
+
 TIE = 1e-6  # similarities this close are equal; the lowest index goes first
 SPARE = 8  # candidates kept beyond k, so that most queries are proven at the first attempt
-SEGMENT = 256  # columns whose maximum the symmetric search keeps
+SEGMENT = 256  # columns whose maximum the symmetric search looks at,
+SEGMENTS_KEPT = 8  # and how many segments it remembers for each row: enough for the error of bfloat16
+TILE = 512  # rows and columns of one product of it, a multiple of SEGMENT: its megabyte stays in the cache
+LONGEST_IN_BFLOAT16 = 2.0**32  # longer rows might leave the range of numbers
 EXACT_IS_CHEAPER = (
     64  # float64 products are faster than gathering candidates once the gallery is this many times their number
 )
@@ -88,6 +96,21 @@ def score_error(dimension: int, device: torch.device) -> float:
     return 1.01 * ((dimension + 4) * unit + (2.0**-7 if reduced else 0.0))
 
 
+def bfloat16_error(dimension: int, residual: float, longest: float) -> float:
+    """How far a product of rows rounded to bfloat16, summed in float32, can be from the exact one, at most.
+
+    With x = h + l, h of bfloat16, x y - h h' = l y + h l': no more than residual (2 longest + residual) by
+    Cauchy-Schwarz. Products of bfloat16 are exact in float32; their sums err as in `score_error`, with a unit that
+    allows for sums that are cut off instead of rounded.
+
+    Args:
+        dimension: of the rows.
+        residual: greatest length of what rounding took from a row.
+        longest: greatest length of a row.
+    """
+    return 1.01 * (residual * (2 * longest + residual) + (dimension + 4) * 2.0**-22 * (longest + residual) ** 2)
+
+
 class _Rows:
     """A matrix read tile by tile, its rows scaled to length 1 in float64."""
 
@@ -114,6 +137,12 @@ class _Rows:
             return self._scaled[start:stop]
         return self.exact(slice(start, stop)).float()
 
+    def residual(self, rows_per_block: int) -> float:
+        """Greatest length of what rounding a row to bfloat16 takes from it."""
+        starts = range(0, len(self), rows_per_block)
+        tiles = (self.tile(start, start + rows_per_block) for start in starts)
+        return max(float((tile - tile.bfloat16().float()).norm(dim=1).max()) for tile in tiles)
+
     def exact(self, rows: Tensor | slice) -> Tensor:
         """The given rows in float64: any shape of indices, (..., d)."""
         return self.values[rows].double() * self.scale[rows].unsqueeze(-1)
@@ -138,7 +167,7 @@ class _Search:
         if self.kept * EXACT_IS_CHEAPER >= len(self.columns):
             unproven = everyone
         elif self.rows is self.columns and self.k == 1 and torch.equal(self.exclude, everyone):
-            unproven = self._nearest_other()
+            unproven = self._nearest_other(everyone)
         else:
             unproven = torch.cat([self._shortlist(block) for block in everyone.split(self.queries_per_block)])
         self._exhaustive(unproven)
@@ -146,7 +175,7 @@ class _Search:
 
     def _shortlist(self, block: Tensor) -> Tensor:
         """Answer a block of queries from the best float32 scores; returns the queries for which that proves nothing."""
-        queries = self.rows.tile(int(block[0]), int(block[-1]) + 1)
+        queries = self.rows.exact(block).float()
         scores = queries.new_full((len(block), self.kept), -torch.inf)
         indices = torch.zeros_like(scores, dtype=torch.int64)
         for start in range(0, len(self.columns), self.gallery_per_block):
@@ -164,42 +193,98 @@ class _Search:
             self._answer(block[part], *_order(exact, indices[part], self.k))
         return block[~proven]
 
-    def _nearest_other(self) -> Tensor:
+    def _nearest_other(self, everyone: Tensor) -> Tensor:
+        """Answer every row by its nearest other row; returns the rows for which that proves nothing."""
+        on_cpu = self.exclude.device.type == "cpu"
+        if on_cpu and self.rows.longest <= LONGEST_IN_BFLOAT16 and has_fast_bfloat16(self.exclude.device):
+            unproven = self._by_symmetry(everyone, rounded=True)
+            if 2 * len(unproven) < len(everyone):
+                blocks = unproven.split(self.queries_per_block) if len(unproven) else ()
+                return torch.cat([unproven[:0], *map(self._shortlist, blocks)])
+        return self._by_symmetry(everyone, rounded=False)
+
+    def _by_symmetry(self, everyone: Tensor, rounded: bool) -> Tensor:
         """The nearest other row of every row, each tile of the product serving its rows and its columns.
 
-        Only the two largest maxima over segments of columns are kept for each row. Where the second lies outside the
-        window, the answer lies in the first's segment, which is scored again in float64. Returns the unproven rows.
+        Only the largest maxima over segments of columns are kept for each row. Where the last of them lies outside the
+        window, the answer lies in one of the segments inside, which are scored again in float64.
+
+        Args:
+            everyone: (n,) all rows.
+            rounded: multiply in bfloat16; given up when the first rows show that it proves little.
+
+        Returns:
+            The unproven rows.
         """
-        edge, count = -(-self.queries_per_block // SEGMENT) * SEGMENT, len(self.rows)
-        best = self.rows.tile(0, 0).new_full((count, 2), -torch.inf)
+        window = self.window
+        if rounded:
+            dimension, longest = self.rows.values.shape[1], self.rows.longest
+            window = TIE + 2 * bfloat16_error(dimension, self.rows.residual(self.queries_per_block), longest)
+        edge, count = -(-self.queries_per_block // SEGMENT) * SEGMENT, len(everyone)
+        best = self.rows.tile(0, 0).new_full((count, SEGMENTS_KEPT), -torch.inf)
         segment = torch.zeros_like(best, dtype=torch.int64)
-        scores = best.new_empty(min(edge, count) ** 2)  # one piece of memory for all tiles: fresh pages cost as much
-        for top in range(0, count, edge):
-            queries = self.rows.tile(top, top + edge)
-            for left in range(top, count, edge):
-                others = self.rows.tile(left, left + edge)
+        scores = best.new_empty(min(TILE, count) ** 2)  # one piece of memory for all tiles: fresh pages cost as much
+        with bfloat16_units() if rounded else nullcontext():
+            for top in range(0, count, edge):
+                across, down = self._segment_maxima(top, min(top + edge, count), scores)
+                _keep_largest(best, segment, top, across, top // SEGMENT)
+                _keep_largest(best, segment, top + edge, down, top // SEGMENT)
+                proven = best[:, -1] < best[:, 0] - window
+                if rounded and top == 0 and 2 * int(proven[:edge].sum()) < len(proven[:edge]):
+                    return everyone
+        inside = (best >= best[:, :1] - window) & proven.unsqueeze(1)
+        return torch.cat([everyone[~proven], self._score_segments(inside, segment)])
+
+    def _segment_maxima(self, top: int, bottom: int, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Maxima of the products of rows top to bottom with these and all later rows, over segments.
+
+        Returns:
+            Of rows top to bottom, over segments of the columns from top on; and of the later rows, over segments of
+            rows top to bottom. A row is left out of its own maximum.
+        """
+        count = len(self.rows)
+        across = scores.new_empty(bottom - top, -(-(count - top) // SEGMENT))
+        down = scores.new_empty(count - bottom, -(-(bottom - top) // SEGMENT))
+        for left in range(top, count, TILE):
+            others = self.rows.tile(left, left + TILE)
+            columns = slice((left - top) // SEGMENT, (left - top + TILE) // SEGMENT)
+            for upper in range(top, bottom, TILE):
+                queries = self.rows.tile(upper, min(upper + TILE, bottom))
                 tile = scores[: len(queries) * len(others)].view(len(queries), len(others))
                 torch.mm(queries, others.T, out=tile)
-                if top == left:
-                    tile.fill_diagonal_(-torch.inf)
-                else:
-                    _keep_two(best, segment, left, _segment_maxima(tile, 0), top // SEGMENT)
-                _keep_two(best, segment, top, _segment_maxima(tile, 1), left // SEGMENT)
-        proven = best[:, 1] < best[:, 0] - self.window
-        by_segment = torch.where(proven, segment[:, 0], -1)
-        order = by_segment.argsort()
-        for rows in order.split(torch.unique(by_segment, return_counts=True)[1].tolist()):
-            if (number := int(by_segment[rows[0]])) >= 0:
-                for part in rows.split(self.queries_per_block):
-                    self._score_segment(part, number)
-        return (~proven).nonzero()[:, 0]
+                if left < bottom:
+                    tile.diagonal(upper - left).fill_(-torch.inf)
+                across[upper - top : upper - top + TILE, columns] = _maxima(tile, 1)
+                if left + TILE > bottom:
+                    later = slice(max(left, bottom) - bottom, left - bottom + TILE)
+                    rows = slice((upper - top) // SEGMENT, (upper - top + TILE) // SEGMENT)
+                    down[later, rows] = _maxima(tile, 0)[max(bottom - left, 0) :]
+        return across, down
 
-    def _score_segment(self, rows: Tensor, number: int) -> None:
-        start = number * SEGMENT
-        scores = self.rows.exact(rows) @ self.columns.exact(slice(start, start + SEGMENT)).T
-        self._hide_excluded(scores, rows, start)
-        similarities, position = _greedy(scores, 1)
-        self._answer(rows, similarities, position + start)
+    def _score_segments(self, inside: Tensor, segment: Tensor) -> Tensor:
+        """Answer rows from some segments each, in float64; returns those that tie across segments.
+
+        Args:
+            inside: (n, segments kept) bool, what to score; rows without any are left alone.
+            segment: (n, segments kept) their numbers.
+        """
+        similarities = torch.full(inside.shape, -torch.inf, dtype=torch.float64, device=inside.device)
+        indices = torch.zeros_like(segment)
+        rows, places = inside.nonzero(as_tuple=True)
+        numbers, order = segment[rows, places].sort()
+        for pairs in order.split(torch.unique_consecutive(numbers, return_counts=True)[1].tolist()):
+            for part in pairs.split(self.queries_per_block):
+                row, place = rows[part], places[part]
+                start = int(segment[row[0], place[0]]) * SEGMENT
+                scores = self.rows.exact(row) @ self.columns.exact(slice(start, start + SEGMENT)).T
+                self._hide_excluded(scores, row, start)
+                value, position = _greedy(scores, 1)
+                similarities[row, place], indices[row, place] = value[:, 0], position[:, 0] + start
+        largest, place = similarities.max(1, keepdim=True)
+        alone = (similarities >= largest - TIE).sum(1) == 1
+        answered = (inside.any(1) & alone).nonzero()[:, 0]
+        self._answer(answered, largest[answered], indices[answered].gather(1, place[answered]))
+        return (inside.any(1) & ~alone).nonzero()[:, 0]
 
     def _exhaustive(self, unproven: Tensor) -> None:
         """Answer queries from all their scores in float64."""
@@ -237,7 +322,7 @@ def _largest(scores: Tensor, kept: int, segment: int = 32) -> tuple[Tensor, Tens
     return found, columns.gather(1, position)
 
 
-def _segment_maxima(tile: Tensor, dim: int) -> Tensor:
+def _maxima(tile: Tensor, dim: int) -> Tensor:
     """Maxima over segments of the rows (dim 0) or columns (dim 1) of a tile: (rows or columns kept, segments)."""
     missing = -tile.shape[dim] % SEGMENT
     if missing:
@@ -247,11 +332,11 @@ def _segment_maxima(tile: Tensor, dim: int) -> Tensor:
     return tile.view(-1, SEGMENT, tile.shape[1]).amax(1).T
 
 
-def _keep_two(best: Tensor, segment: Tensor, start: int, maxima: Tensor, first_segment: int) -> None:
-    """Merge maxima of new segments into the two largest so far, in place, for the rows from `start`."""
+def _keep_largest(best: Tensor, segment: Tensor, start: int, maxima: Tensor, first_segment: int) -> None:
+    """Merge maxima of new segments into the largest so far, in place, for the rows from `start`."""
     rows = slice(start, start + len(maxima))
     numbers = torch.arange(first_segment, first_segment + maxima.shape[1], device=best.device).expand_as(maxima)
-    values, chosen = torch.cat([best[rows], maxima], 1).topk(2)
+    values, chosen = torch.cat([best[rows], maxima], 1).topk(best.shape[1])
     best[rows], segment[rows] = values, torch.cat([segment[rows], numbers], 1).gather(1, chosen)
 
 

@@ -47,7 +47,12 @@ def co_cluster(params: Params, dataset: InputPath, features: InputPath, clusters
         adjustment = choose(params, data, values, assigning, centres)
         print(f"co_cluster: {adjustment.why}.", flush=True)
 
-        image_clusters = np.concatenate([fitted.assign(batch) for batch in batches_of(values, np.arange(len(values)))])
+        others = np.setdiff1d(np.arange(len(values)), train)
+        image_clusters = np.empty(len(values), np.int64)
+        image_clusters[train] = fitted.row_clusters
+        image_clusters[others] = np.concatenate(
+            [*map(fitted.assign, batches_of(values, others)), np.empty(0, np.int64)]
+        )
         described = describe(fitted, adjustment, image_clusters[train], data.labels[train], seconds)
         clusters.mkdir(parents=True, exist_ok=True)
         pictures = draw(clusters, fitted, data, values, image_clusters)

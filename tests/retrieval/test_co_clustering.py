@@ -1,9 +1,11 @@
+import tracemalloc
 from functools import reduce
 from operator import add
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import SpectralCoclustering
@@ -53,9 +55,10 @@ def everything(features: np.ndarray, clusters: int = 8, **options: object) -> Co
     return co_cluster(features, np.arange(len(features)), clusters, classes=2, seed=0, **options)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("products", ["float32", "bfloat16"])
 @pytest.mark.parametrize("matrix", [uneven(), blocks()[0], blocks(background=0)[0]], ids=["uneven", "blocks", "apart"])
-def test_the_leading_singular_value_is_one(matrix: np.ndarray) -> None:
-    assert spectrum(sums([matrix]), 5).leading_singular_value == pytest.approx(1, abs=1e-5)
+def test_the_leading_singular_value_is_one(matrix: np.ndarray, products: str) -> None:
+    assert spectrum(sums([matrix], products), 5).leading_singular_value == pytest.approx(1, abs=1e-5)
 
 
 @settings(max_examples=20, deadline=None)
@@ -64,12 +67,64 @@ def test_the_subspace_is_that_of_a_float64_svd(seed: int, images: int, columns: 
     matrix = uneven(images, columns, seed)
     left, values, right = oracle(matrix)
     cut = int(np.argmax(values[1:5] - values[2:6])) + 1  # where the next singular value is far
-    found = spectrum(sums(np.array_split(matrix, shards)), cut)
+    found = spectrum(sums(np.array_split(matrix, shards), "float32"), cut)
     weights = matrix.sum(0, dtype=np.float64)[:, None] ** 0.5
     assert degrees(found.column_coordinates * weights, right[:, 1 : cut + 1]) < 0.001
     weights = matrix.sum(1, dtype=np.float64)[:, None] ** 0.5
     assert degrees(found.row_coordinates(matrix) * weights, left[:, 1 : cut + 1]) < 0.001
     np.testing.assert_allclose(found.singular_values, values[1 : cut + 1], rtol=1e-4)
+
+
+@pytest.mark.parametrize("columns", [64, 600])  # one block of the product, and two of different widths
+@pytest.mark.parametrize("seed", range(3))
+def test_products_in_bfloat16_turn_the_subspace_by_less_than_a_fifth_of_a_degree(columns: int, seed: int) -> None:
+    matrix = uneven(500, columns, seed)
+    _, values, right = oracle(matrix)
+    cut = int(np.argmax(values[1:5] - values[2:6])) + 1
+    found = spectrum(sums(np.array_split(matrix, 3), "bfloat16"), cut)
+    apart = degrees(found.column_coordinates * matrix.sum(0, dtype=np.float64)[:, None] ** 0.5, right[:, 1 : cut + 1])
+    assert 1e-5 < apart < 0.2, "0 would be another product"
+    assert found.leading_singular_value == pytest.approx(1, abs=1e-6)
+    np.testing.assert_allclose(found.singular_values, values[1 : cut + 1], rtol=5e-3)
+
+
+@pytest.mark.parametrize("products", ["float32", "bfloat16"])
+def test_what_is_added_up_belongs_to_one_matrix_near_the_given_one(products: str) -> None:
+    matrix = uneven(50, 700)
+    added = sums([matrix], products)
+    scaled = torch.from_numpy(matrix * (matrix.sum(1, dtype=np.float64) ** -0.5).astype(np.float32)[:, None])
+    scaled = (scaled.bfloat16() if products == "bfloat16" else scaled).double()
+    rows = scaled * scaled.sum(1, keepdim=True)  # the matrix: row i has the sum t_i^2
+    loop = sum(torch.outer(row, row) / row.sum() for row in rows)
+    np.testing.assert_allclose(added.gram, loop, rtol=2e-6)
+    np.testing.assert_allclose(added.columns, rows.sum(0), rtol=2e-6)
+    np.testing.assert_allclose(rows, matrix, rtol=2**-7 if products == "bfloat16" else 1e-5)
+    np.testing.assert_array_equal(added.gram, added.gram.T)
+    assert added.rounded == (products == "bfloat16")
+
+
+def test_bfloat16_is_used_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    for fast, columns, dtype, rounded in [
+        (True, 512, np.float32, True),
+        (True, 511, np.float32, False),
+        (True, 512, np.float64, False),
+        (False, 512, np.float32, False),
+    ]:
+        monkeypatch.setattr("retrieval.spectrum.has_fast_bfloat16", lambda _, fast=fast: fast)
+        assert sums([np.ones((2, columns), dtype)]).rounded == rounded
+    assert (sums([np.ones((2, 4))]) + sums([np.ones((2, 4), np.float32)], "bfloat16")).rounded
+
+
+@pytest.mark.parametrize("products", ["float32", "bfloat16"])
+def test_memory_does_not_grow_with_the_images(products: str) -> None:
+    def held_at_most(batches: int) -> int:
+        tracemalloc.start()
+        sums((np.ones((256, 64), np.float32) for _ in range(batches)), products)
+        held = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return held
+
+    assert held_at_most(200) < 1.2 * held_at_most(5)
 
 
 def test_disconnected_blocks_keep_the_trivial_vector_apart() -> None:
@@ -277,8 +332,31 @@ def test_bad_requests_are_refused() -> None:
         everything(matrix, clusters=70)
     with pytest.raises(ValueError, match="No rows"):
         sums([])
+    with pytest.raises(ValueError, match="Unknown products 'int8'; choose one of: auto, float32, bfloat16"):
+        sums([matrix], "int8")
     with pytest.raises(ValueError, match="choose nonnegative=split"):
         everything(-matrix, nonnegative="root")
+
+
+@pytest.mark.parametrize("most", [1, 10_000])
+def test_the_clusters_of_fitted_rows_are_those_they_are_assigned(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    matrix = np.random.default_rng(0).standard_normal((3_000, 20)).astype(np.float32)
+    matrix[5] = 0
+    monkeypatch.setattr(co_clustering, "MOST_K_MEANS_ROWS", most)
+    monkeypatch.setattr(co_clustering, "ROWS_PER_BATCH", 700)
+    rows = np.arange(3_000)
+    fitted = co_cluster(matrix, rows, 8, classes=3, seed=0)
+    np.testing.assert_array_equal(fitted.row_clusters, fitted.assign(matrix))
+    assert fitted.row_clusters[5] == -1
+
+
+@pytest.mark.parametrize("rows", [[], [3], [1, 2, 3, 4, 5], [0, 2, 4], [5, 4, 3], [2, 3, 3, 4, 7]])
+def test_batches_are_the_given_rows(monkeypatch: pytest.MonkeyPatch, rows: list[int]) -> None:
+    monkeypatch.setattr(co_clustering, "ROWS_PER_BATCH", 2)
+    values = np.arange(16.0).reshape(8, 2)
+    found = [*co_clustering.batches_of(values, np.array(rows, np.int64))]
+    np.testing.assert_array_equal(np.concatenate([np.empty((0, 2)), *found]), values[rows])
+    assert all(batch.dtype == np.float32 and len(batch) <= 2 for batch in found)
 
 
 def test_sums_are_plain_numbers() -> None:

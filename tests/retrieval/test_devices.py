@@ -38,3 +38,10 @@ def test_bfloat16_only_in_hardware(monkeypatch: pytest.MonkeyPatch, in_hardware:
     with devices.autocast(cpu):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
     assert devices.describe(cpu).endswith(str(dtype).removeprefix("torch."))
+
+
+def test_bfloat16_units_are_left_as_they_were_found() -> None:
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    with devices.bfloat16_units():
+        assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+    assert torch.backends.mkldnn.matmul.fp32_precision == before

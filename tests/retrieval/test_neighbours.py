@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval import neighbours
-from retrieval.neighbours import TIE, nearest, ranked, score_error
+from retrieval.devices import bfloat16_units
+from retrieval.neighbours import TIE, bfloat16_error, nearest, ranked, score_error
 
 
 def by_loop(queries, gallery, k, exclude=None, normalise=True):
@@ -43,10 +44,12 @@ def draw(kind, rows, dimension, seed):
         "zeros": values * (torch.rand(rows, 1, generator=generator) > 0.5),
         "scales": values * 10.0 ** torch.randint(-37, 30, (rows, 1), generator=generator),
         "equal": torch.ones(rows, dimension),
+        "clustered": 2 * values[torch.randint(9, (rows,), generator=generator)]
+        + torch.randn(rows, dimension, generator=generator),
     }[kind]
 
 
-KINDS = ("random", "whole", "duplicates", "near_duplicates", "zeros", "scales", "equal")
+KINDS = ("random", "whole", "duplicates", "near_duplicates", "zeros", "scales", "equal", "clustered")
 
 
 @settings(deadline=None, max_examples=40)
@@ -75,6 +78,64 @@ def test_every_path_agrees_with_the_loop(kind, path, monkeypatch):
     expected, scores = by_loop(queries, gallery, k, exclude)
     assert torch.equal(found[1], expected)
     torch.testing.assert_close(found[0], scores, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("block", "tile"), [(40, 48), (64, 32), (1024, 512)])
+@pytest.mark.parametrize("kept", [2, 8])
+def test_bfloat16_first_agrees_with_the_loop(kind, block, tile, kept, monkeypatch):
+    """Rows that bfloat16 answers, and rows that it leaves to float32 and float64, in one set."""
+    monkeypatch.setattr(neighbours, "EXACT_IS_CHEAPER", 0)
+    monkeypatch.setattr(neighbours, "SEGMENT", 16)
+    monkeypatch.setattr(neighbours, "TILE", tile)
+    monkeypatch.setattr(neighbours, "SEGMENTS_KEPT", kept)
+    monkeypatch.setattr(neighbours, "has_fast_bfloat16", lambda _: True)
+    values = torch.cat([draw("clustered", 200, 48, seed=2), draw(kind, 117, 48, seed=1)])
+    found = ranked(values, values, 1, torch.arange(317), queries_per_block=block, gallery_per_block=60)
+    expected, scores = by_loop(values, values, 1, torch.arange(317))
+    assert torch.equal(found[1], expected)
+    torch.testing.assert_close(found[0], scores, atol=1e-12, rtol=0)
+
+
+def searched(values, fast, monkeypatch):
+    """The answer, and how many rows each attempt by symmetry left unproven."""
+    attempts = []
+    by_symmetry = neighbours._Search._by_symmetry
+
+    def watched(search, everyone, rounded):
+        unproven = by_symmetry(search, everyone, rounded)
+        attempts.append((rounded, len(unproven)))
+        return unproven
+
+    monkeypatch.setattr(neighbours._Search, "_by_symmetry", watched)
+    monkeypatch.setattr(neighbours, "has_fast_bfloat16", lambda _: fast)
+    return nearest(values, values, 1, torch.arange(len(values)))[1], attempts
+
+
+def test_bfloat16_proves_most_rows_and_gives_way_where_it_cannot(monkeypatch):
+    apart, close = draw("clustered", 3000, 64, seed=4), 1 + 0.01 * draw("random", 3000, 64, seed=5)
+    found, attempts = searched(apart, True, monkeypatch)
+    assert attempts[0][0]
+    assert attempts[0][1] < 300
+    assert len(attempts) == 1
+    assert torch.equal(found, searched(apart, False, monkeypatch)[0])
+    found, attempts = searched(close, True, monkeypatch)
+    assert attempts[0] == (True, 3000), "given up after the first rows"
+    assert not attempts[1][0]
+    assert torch.equal(found, searched(close, False, monkeypatch)[0])
+
+
+@pytest.mark.parametrize("dimension", [2, 64, 1000])
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_bfloat16_products_stay_within_the_proven_error(dimension, scale):
+    values = scale * torch.nn.functional.normalize(draw("random", 300, dimension, seed=0).double())
+    single = values.float()
+    residual = float((single - single.bfloat16().float()).norm(dim=1).max())
+    with bfloat16_units():
+        products = single @ single.T
+    error = (products.double() - values @ values.T).abs().max()
+    assert error < bfloat16_error(dimension, residual, scale)
+    assert bfloat16_error(dimension, residual, scale) < 2**-6.9 * scale**2, "no looser than 2 units of bfloat16"
 
 
 def test_segments_find_the_largest_of_a_wide_tile():
