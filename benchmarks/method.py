@@ -207,13 +207,15 @@ def main() -> int:
     print(table(found))
     if options.json:
         rows = {name: [asdict(row) for row in rows] for name, rows in found.items()}
-        options.json.write_text(json.dumps({"set": options.set, "rows": rows}, indent=2) + "\n")
+        options.json.write_text(
+            json.dumps({"settings": data.report().get("settings", {}), "rows": rows}, indent=2) + "\n"
+        )
     return 0
 
 
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--set", choices=SETS, default="cifar100")
+    parser.add_argument("--set", choices=SETS, default="cifar100", help="what to prepare; not asked with --run")
     parser.add_argument("--location", default="", help="of the images; not needed with --run")
     parser.add_argument("--weights", type=Path, help="folder of ImageNet weights; without it no frozen rows")
     parser.add_argument("--run", action="append", default=[], help="folder of a finished run, or `latest`; repeatable")
@@ -341,9 +343,11 @@ def named_rightly(queries: Tensor, centres: Tensor, names: np.ndarray, data: Dat
 
 def header(options: argparse.Namespace, data: Dataset, device: torch.device) -> str:
     counts = ", ".join(f"{len(data.rows(split)):,} {split}" for split in ("train", "validation", "test"))
+    settings = data.report().get("settings", {})
     return (
-        f"{options.set}: {len(data.class_names):,} classes, {counts}, {data.image_size} px; {describe(device)}; "
-        f"from scratch: {options.epochs} epochs, batches of {BATCH}, d = {options.dimension}"
+        f"{settings.get('source')}, split {settings.get('split')}: {len(data.class_names):,} classes, {counts}, "
+        f"{data.image_size} px; {describe(device)}; from scratch: {options.epochs} epochs, batches of {BATCH}, "
+        f"d = {options.dimension}"
     )
 
 
