@@ -104,12 +104,12 @@ def synthetic(arguments: argparse.Namespace, dataset: Dataset, device: torch.dev
 class Pictures(torch.utils.data.Dataset):
     """Images one at a time, as PIL gives them."""
 
-    def __init__(self, dataset: Dataset) -> None:
-        self.pictures = [Image.fromarray(image) for image in dataset.read(np.arange(len(dataset)))]
-        self.labels = dataset.labels
-        self.transform = transforms.Compose(
-            [transforms.RandomCrop(SIZE, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
-        )
+    def __init__(self, dataset: Dataset, rows: np.ndarray, labels: np.ndarray, flip: bool = True) -> None:
+        self.pictures = [Image.fromarray(image) for image in dataset.read(rows)]
+        self.labels = labels
+        shifted = [transforms.RandomCrop(dataset.image_size, padding=4)]
+        flipped = [transforms.RandomHorizontalFlip()] if flip else []
+        self.transform = transforms.Compose([*shifted, *flipped, transforms.ToTensor()])
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -121,8 +121,9 @@ class Pictures(torch.utils.data.Dataset):
 def dataloader(arguments: argparse.Namespace, dataset: Dataset, device: torch.device) -> float:
     network, loss = objects(arguments, device)
     network.to(memory_format=torch.contiguous_format)
+    pictures = Pictures(dataset, np.arange(len(dataset)), dataset.labels)
     loader = DataLoader(
-        Pictures(dataset), arguments.batch_size, shuffle=True, drop_last=True, num_workers=arguments.workers,
+        pictures, arguments.batch_size, shuffle=True, drop_last=True, num_workers=arguments.workers,
         pin_memory=device.type == "cuda", persistent_workers=arguments.workers > 0,
     )  # fmt: skip
     optimiser = optimiser_of(network, loss)

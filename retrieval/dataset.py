@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def save_dataset(
     report: dict[str, Any],
     images_per_shard: int = 65_536,
 ) -> Dataset:
-    """Write a dataset folder from a stream of image batches; memory is one shard, whatever the number of images.
+    """Write a dataset folder from a stream of image batches; memory is one batch, whatever the number of images.
 
     Args:
         folder: made when missing.
@@ -112,29 +113,43 @@ def save_dataset(
         ValueError: the number of images is not the number of rows, or images differ in size.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    image_size = written = 0
-    for number, shard in enumerate(_reshard(batches, images_per_shard)):
-        np.save(folder / f"images-{number:05d}.npy", shard)
-        image_size, written = shard.shape[1], written + len(shard)
-    if written != len(index):
-        raise ValueError(f"{written} images for {len(index)} rows of the index; every row needs one image.")
+    image_size = _write_shards(folder, batches, len(index), images_per_shard)
     pq.write_table(index.select(INDEX_SCHEMA.names).cast(INDEX_SCHEMA), folder / INDEX)
     (folder / REPORT).write_text(json.dumps(report, indent=2, sort_keys=True) + "\n")
     write_manifest(folder, KIND, FORMAT_VERSION, facts={"class_names": class_names, "image_size": image_size})
     return Dataset(folder)
 
 
-def _reshard(batches: Iterable[np.ndarray], images_per_shard: int) -> Iterator[np.ndarray]:
-    """Regroup batches of any length into shards of one length."""
-    pending: list[np.ndarray] = []
+def _write_shards(folder: Path, batches: Iterable[np.ndarray], count: int, images_per_shard: int) -> int:
+    """Write so many images as np.save would, shard by shard, as they come; returns their size."""
+    written = image_size = 0
+    with ExitStack() as shard:
+        for part in _parts(batches, images_per_shard):
+            image_size = image_size or part.shape[1]
+            if part.shape[1:] != (image_size, image_size, 3) or part.dtype != np.uint8:
+                raise ValueError(
+                    f"Images are {part.dtype} {part.shape[1:]} after {written:,} of {image_size} px; "
+                    "they must be square, uint8 and of one size."
+                )
+            if written % images_per_shard == 0:
+                shard.close()
+                path = folder / f"images-{written // images_per_shard:05d}.npy"
+                file = shard.enter_context(path.open("wb"))
+                shape = (min(images_per_shard, max(count - written, 0)), *part.shape[1:])
+                np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            file.write(np.ascontiguousarray(part).data)
+            written += len(part)
+    if written != count:
+        raise ValueError(f"{written} images for {count} rows of the index; every row needs one image.")
+    return image_size
+
+
+def _parts(batches: Iterable[np.ndarray], images_per_shard: int) -> Iterator[np.ndarray]:
+    """The batches, cut where a shard ends."""
     count = 0
     for batch in batches:
-        while count + len(batch) >= images_per_shard:
-            head, batch = np.split(batch, [images_per_shard - count])
-            yield np.concatenate([*pending, head])
-            pending, count = [], 0
-        if len(batch):
-            pending.append(batch)
-            count += len(batch)
-    if pending:
-        yield np.concatenate(pending)
+        while len(batch):
+            room = images_per_shard - count % images_per_shard
+            yield batch[:room]
+            count += min(room, len(batch))
+            batch = batch[room:]

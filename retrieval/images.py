@@ -61,18 +61,29 @@ class Picture:
     """A decoded picture.
 
     Attributes:
-        rgb: mode RGB, upright. A JPEG much larger than the store was decoded at 1/2, 1/4 or 1/8 of its size.
+        pixels: (h, w, 3) uint8 RGB, upright. A JPEG much larger than the store was decoded at 1/2, 1/4 or 1/8.
         width: of the whole picture, upright.
         height: of the whole picture, upright.
         sha256: of the RGB bytes as decoded; with width and height it tells whether two pictures are the same.
         notes: what was converted on the way, e.g. "grey".
     """
 
-    rgb: Image.Image
+    pixels: np.ndarray
     width: int
     height: int
     sha256: str
     notes: tuple[str, ...] = ()
+
+    @property
+    def rgb(self) -> Image.Image:
+        """The picture as Pillow's, mode RGB: a copy."""
+        return Image.fromarray(self.pixels)
+
+    def fitted(self, size: int, resize: str) -> np.ndarray:
+        """(size, size, 3) uint8, brought there by one of RESIZES; one that has the size stays as it is."""
+        if self.pixels.shape == (size, size, 3):
+            return self.pixels
+        return np.asarray(RESIZES[resize](self.rgb, size))
 
 
 @contextmanager
@@ -118,15 +129,14 @@ def decode(content: bytes, limits: Limits, image_size: int) -> Picture:
         raise _damaged(content, str(error)) from error
     rgb, notes = _to_rgb(image)
     rgb, turned = _upright(image, rgb)
-    return Picture(rgb, *rgb.size, _digest(rgb.tobytes()), notes + turned + (("first_frame",) if animated else ()))
+    return _picture(rgb, notes + turned + (("first_frame",) if animated else ()))
 
 
 def from_array(pixels: np.ndarray, limits: Limits) -> Picture:
     """One picture from its pixels: (h, w) grey or (h, w, 3) RGB, uint8."""
     image = Image.fromarray(pixels)
     _check_size(image.width, image.height, limits)
-    rgb = image.convert("RGB")
-    return Picture(rgb, *rgb.size, _digest(rgb.tobytes()), ("grey",) if pixels.ndim == 2 else ())
+    return _picture(image.convert("RGB"), ("grey",) if pixels.ndim == 2 else ())
 
 
 def crop(picture: Image.Image, size: int) -> Image.Image:
@@ -177,12 +187,13 @@ def _decode_jpeg(content: bytes, limits: Limits, image_size: int) -> Picture:
     notes += odd
     has_metadata = b"Exif\0" in content or b"ns.adobe.com/xap" in content
     if not (has_metadata or space == "CMYK"):
-        return Picture(Image.fromarray(pixels), width, height, _digest(pixels.data), notes)
+        return Picture(pixels, width, height, _digest(pixels), notes)
     image = _open(content, limits)  # Pillow reads the metadata, and knows which programs write CMYK inverted
     rgb, converted = _to_rgb(image) if space == "CMYK" else (Image.fromarray(pixels), ())
     rgb, turned = _upright(image, rgb)
     width, height = (height, width) if "turned_sideways" in turned else (width, height)
-    return Picture(rgb, width, height, _digest(rgb.tobytes()), notes + converted + turned)
+    found = _picture(rgb, notes + converted + turned)
+    return Picture(found.pixels, width, height, found.sha256, found.notes)
 
 
 def _jpeg_pixels(content: bytes, space: str, smallest: dict[str, int]) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -206,8 +217,13 @@ def _is_harmless(warning: str) -> bool:
     return not ("Corrupt" in warning or "Premature" in warning)
 
 
-def _digest(pixels: bytes | memoryview) -> str:
-    return hashlib.sha256(pixels).hexdigest()
+def _picture(rgb: Image.Image, notes: tuple[str, ...]) -> Picture:
+    pixels = np.asarray(rgb)
+    return Picture(pixels, *rgb.size, _digest(pixels), notes)
+
+
+def _digest(pixels: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest()
 
 
 def _check_size(width: int, height: int, limits: Limits) -> None:

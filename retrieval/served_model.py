@@ -68,14 +68,14 @@ class ImageEmbedder(PythonModel):
         import numpy as np
         import torch
 
-        from retrieval.images import RESIZES, Limits, RefusedImageError, bounded, decode
+        from retrieval.images import Limits, RefusedImageError, bounded, decode
 
         size, limits = self.network.config.image_size, Limits(max_pixels=MAX_PIXELS, min_side=1)
         images = np.empty((len(texts), size, size, 3), np.uint8)
         with bounded(limits):
             for row, text in enumerate(texts):
                 try:
-                    images[row] = np.asarray(RESIZES[self.resize](decode(from_base64(text), limits, size).rgb, size))
+                    images[row] = decode(from_base64(text), limits, size).fitted(size, self.resize)
                 except RefusedImageError as error:
                     raise ValueError(
                         f"Picture {first_row + row} is refused: {error.reason}, {error.detail}."

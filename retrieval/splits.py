@@ -5,8 +5,12 @@ class moves no image of another.
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+CLASS_ORDERS = ("drawn", "listed")
+DISJOINT_BY = ("class", "group")
 
 
 @dataclass(frozen=True)
@@ -17,11 +21,22 @@ class Shares:
         test: of the images of each class (closed) or of the classes (disjoint); in (0, 1).
         validation: of what is left for training; in [0, 1).
         seed: of the choice.
+        class_order: where classes are held out whole, which: "drawn" by the seed, or "listed": sorted by name, numbers
+            in it by their value, the first ones train, then validation, the last ones are for testing.
+        disjoint_by: what is held out whole: a "class", or a "group" of classes, the first folder of a nested name such
+            as alphabet/character.
     """
 
     test: float
     validation: float
     seed: int
+    class_order: str = "drawn"
+    disjoint_by: str = "class"
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("class_order", CLASS_ORDERS), ("disjoint_by", DISJOINT_BY)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"Unknown {name} '{getattr(self, name)}'; choose one of: {', '.join(allowed)}.")
 
 
 @dataclass(frozen=True)
@@ -74,8 +89,10 @@ def own(images: Labelled, shares: Shares) -> list[str]:
     classes = {images.classes[row] for row in training}
     unseen = classes.isdisjoint(images.classes[row] for row, split in enumerate(images.own) if split == "test")
     splits = list(images.own)
-    carve = _classes_to if unseen else _stratified_to
-    carve("validation", splits, training, images, shares.validation, shares.seed)
+    if unseen:
+        _classes_to("validation", splits, training, images, shares.validation, shares)
+    else:
+        _stratified_to("validation", splits, training, images, shares.validation, shares.seed)
     return splits
 
 
@@ -93,11 +110,14 @@ def closed(images: Labelled, shares: Shares) -> list[str]:
 
 
 def disjoint(images: Labelled, shares: Shares) -> list[str]:
-    """No class in two splits: test classes are never seen in training, and neither are those of validation."""
+    """No class in two splits: test classes are never seen in training, and neither are those of validation.
+
+    With disjoint_by "group" no group is in two splits either, and the shares are of the groups.
+    """
     splits = ["train"] * len(images.classes)
-    _classes_to("test", splits, range(len(splits)), images, shares.test, shares.seed)
+    _classes_to("test", splits, range(len(splits)), images, shares.test, shares)
     training = [row for row, split in enumerate(splits) if split == "train"]
-    _classes_to("validation", splits, training, images, shares.validation, shares.seed)
+    _classes_to("validation", splits, training, images, shares.validation, shares)
     return splits
 
 
@@ -125,21 +145,45 @@ def _stratified_to(
             splits[row] = split
 
 
-def _classes_to(split: str, splits: list[str], rows: Sequence[int], images: Labelled, share: float, seed: int) -> None:
-    """Move all rows of a share of the classes to the split."""
+def _classes_to(
+    split: str, splits: list[str], rows: Sequence[int], images: Labelled, share: float, shares: Shares
+) -> None:
+    """Move all rows of a share of the classes, or of the groups of classes, to the split."""
     if not share:
         return
-    classes = sorted({images.classes[row] for row in rows}, key=lambda name: _rank(seed, split, name))
-    count = max(round(len(classes) * share), 1)
-    if len(classes) - count < 2:
+    unit_of = _groups(images.classes) if shares.disjoint_by == "group" else {name: name for name in images.classes}
+    units = {unit_of[images.classes[row]] for row in rows}
+    if shares.class_order == "listed":
+        ordered = sorted(units, key=_by_name, reverse=True)
+    else:
+        ordered = sorted(units, key=lambda name: _rank(shares.seed, split, name))
+    count = max(round(len(ordered) * share), 1)
+    if len(ordered) - count < 2:
+        kind = {"class": "classes", "group": "groups"}[shares.disjoint_by]
         raise ValueError(
-            f"{len(classes)} classes are left and {count} would go to {split}; training needs at least 2 classes "
-            "of its own. Use split=closed, a smaller fraction, or more classes."
+            f"{len(ordered)} {kind} are left and {count} would go to {split}; training needs at least 2 {kind} "
+            f"of its own. Use split=closed, a smaller fraction, or more {kind}."
         )
-    chosen = set(classes[:count])
+    chosen = set(ordered[:count])
     for row in rows:
-        if images.classes[row] in chosen:
+        if unit_of[images.classes[row]] in chosen:
             splits[row] = split
+
+
+def _groups(classes: Sequence[str]) -> dict[str, str]:
+    """The group of each class."""
+    flat = next((name for name in classes if "/" not in name), None)
+    if flat is not None:
+        raise ValueError(
+            f"disjoint_by is group, and class '{flat}' lies in none: its name is not nested, like alphabet/character. "
+            "Lay the classes out in folders of groups, or use disjoint_by=class."
+        )
+    return {name: name.split("/")[0] for name in classes}
+
+
+def _by_name(name: str) -> tuple[list[str | int], str]:
+    """Sorts names with the numbers in them by their value: "n2" before "n10"."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)], name
 
 
 def _rank(seed: int, purpose: str, key: str) -> bytes:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from retrieval.images import RESIZES, Limits, Picture, RefusedImageError, bounded, decode, from_array
+from retrieval.images import Limits, Picture, RefusedImageError, bounded, decode, from_array
 from retrieval.progress import Progress
 from retrieval.sources import Contents, Record, Source
 
@@ -95,10 +95,10 @@ def staged_images(scratch: Path, rows: np.ndarray) -> Iterator[np.ndarray]:
     """The images of the given rows, ascending, batch by batch; each scratch shard is removed once it is read."""
     start = 0
     for path in sorted(scratch.glob("batch-*.npy")):
-        shard = np.load(path)
+        shard = np.load(path, mmap_mode="r")
         first, last = np.searchsorted(rows, [start, start + len(shard)])
-        if last > first:
-            yield shard[rows[first:last] - start]
+        if last > first:  # whole in the usual case: then nothing is copied
+            yield shard if last - first == len(shard) else shard[rows[first:last] - start]
         start += len(shard)
         path.unlink()
 
@@ -106,16 +106,17 @@ def staged_images(scratch: Path, rows: np.ndarray) -> Iterator[np.ndarray]:
 def _decode_batch(numbered: tuple[int, Contents], scratch: Path, decoding: Decoding) -> list[Seen]:
     number, contents = numbered
     size = decoding.image_size
-    pixels = np.zeros((decoding.images_per_batch, size, size, 3), np.uint8)
+    pixels = np.empty((decoding.images_per_batch, size, size, 3), np.uint8)
     seen: list[Seen] = []
     with bounded(decoding.limits):
         for content in contents:
             try:
                 picture = _picture(content, decoding)
             except RefusedImageError as refused:
+                pixels[len(seen)] = 0
                 seen.append(Seen(reason=refused.reason, detail=refused.detail))
             else:
-                pixels[len(seen)] = np.asarray(RESIZES[decoding.resize](picture.rgb, size))
+                pixels[len(seen)] = picture.fitted(size, decoding.resize)
                 seen.append(Seen(picture.sha256, picture.width, picture.height, picture.notes))
     np.save(scratch / f"batch-{number:08d}.npy", pixels[: len(seen)])
     return seen

@@ -7,6 +7,8 @@ from components.knobs import check_choices, check_least
 SOURCES = ("digits", "cifar100", "folder", "parquet", "s3")
 SPLITS = ("own", "closed", "disjoint")
 RESIZES = ("crop", "stretch")
+CLASS_ORDERS = ("drawn", "listed")
+DISJOINT_BY = ("class", "group")
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,9 @@ class Params:
         split: own (the source's), closed (each class in every split) or disjoint (test classes never seen in training).
         test_fraction: of each class's images (closed) or of the classes (disjoint) that is held out for testing.
         validation_fraction: of the training part that is held out for choosing; by images or by classes like the test.
+        class_order: which classes are held out whole: drawn by the seed, or listed: by name, the first train and the
+            last test.
+        disjoint_by: what is held out whole: a class, or a group: the first folder of nested classes (alphabet/letter).
         image_size: height and width of the stored images, in pixels.
         resize: crop (short side to size, then the centre) or stretch (both sides to size).
         download: whether cifar100 may be downloaded when it is not there.
@@ -40,6 +45,8 @@ class Params:
     split: str = "closed"
     test_fraction: float = 0.2
     validation_fraction: float = 0.1
+    class_order: str = "drawn"
+    disjoint_by: str = "class"
     image_size: int = 32
     resize: str = "crop"
     download: bool = False
@@ -55,6 +62,12 @@ class Params:
 
     def __post_init__(self) -> None:
         check_choices(self, source=SOURCES, split=SPLITS, resize=RESIZES, cifar100_labels=("fine", "coarse"))
+        check_choices(self, class_order=CLASS_ORDERS, disjoint_by=DISJOINT_BY)
+        if self.split == "closed" and (self.class_order, self.disjoint_by) != ("drawn", "class"):
+            raise ValueError(
+                f"class_order is {self.class_order} and disjoint_by is {self.disjoint_by}; split=closed holds no class "
+                "out whole. Use split=disjoint, or leave the two as they are."
+            )
         if self.source in ("folder", "parquet", "s3") and not self.location:
             raise ValueError(f"location is empty; source '{self.source}' needs the place of its images there.")
         if self.source == "s3" and not self.location.startswith("s3://"):

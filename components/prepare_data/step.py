@@ -41,7 +41,9 @@ def prepare_data(params: Params, dataset: OutputPath, data_report: OutputPath) -
             [seen[row].sha256 for row in rows],
             [records[row].split for row in rows],
         )
-        shares = Shares(params.test_fraction, params.validation_fraction, params.seed)
+        shares = Shares(
+            params.test_fraction, params.validation_fraction, params.seed, params.class_order, params.disjoint_by
+        )
         splits = assign_splits(params.split, labelled, shares)
 
         index, class_names = index_of(records, seen, rows, splits)
@@ -82,7 +84,8 @@ def listed(params: Params) -> tuple[Source, list[Record]]:
 def settings(params: Params) -> dict[str, str | int | float]:
     """The knobs that the report tells: those that shape the dataset, not where it lies or how fast it is made."""
     names = (
-        *("source", "split", "test_fraction", "validation_fraction", "image_size", "resize", "cifar100_labels"),
+        *("source", "split", "test_fraction", "validation_fraction", "class_order", "disjoint_by", "image_size"),
+        *("resize", "cifar100_labels"),
         *("max_pixels", "min_side", "max_images_per_class", "max_quarantined_fraction", "seed"),
     )
     return {name: getattr(params, name) for name in names}

@@ -17,9 +17,10 @@ import pytest
 from PIL import Image
 
 from components.prepare_data import step
-from components.prepare_data.params import RESIZES, SOURCES, SPLITS, Params
+from components.prepare_data.params import CLASS_ORDERS, DISJOINT_BY, RESIZES, SOURCES, SPLITS, Params
 from components.prepare_data.step import prepare_data
 from retrieval import images, sources, splits, staging
+from retrieval.dataset import SPLITS as SPLIT
 from retrieval.dataset import Dataset
 
 ROOT = Path(__file__).parents[2]
@@ -70,6 +71,27 @@ def run(tmp_path: Path, name: str = "out", **knobs) -> tuple[Dataset, dict, str]
 
 def test_the_choices_are_those_of_the_library():
     assert (tuple(sources.SOURCES), tuple(splits.SPLITTERS), tuple(images.RESIZES)) == (SOURCES, SPLITS, RESIZES)
+    assert (splits.CLASS_ORDERS, splits.DISJOINT_BY) == (CLASS_ORDERS, DISJOINT_BY)
+
+
+def test_whole_groups_are_held_out_in_the_order_of_their_names(tmp_path):
+    for number, group in enumerate(("one", "three", "two", "zero")):
+        lay_sound(tmp_path / "in", "ab", per_class=2, prefix=group, first=1000 * number)
+    where = {"source": "folder", "location": str(tmp_path / "in"), "image_size": 16}
+    knobs = {"split": "disjoint", "class_order": "listed", "disjoint_by": "group", "test_fraction": 0.5}
+    dataset, *_ = run(tmp_path, validation_fraction=0.0, **where, **knobs)
+    by_split = {split: {dataset.class_names[dataset.labels[row]] for row in dataset.rows(split)} for split in SPLIT}
+    assert by_split == {
+        "train": {"one/a", "one/b", "three/a", "three/b"},
+        "validation": set(),
+        "test": {"two/a", "two/b", "zero/a", "zero/b"},
+    }
+    assert dataset.report()["settings"]["disjoint_by"] == "group"
+
+
+def test_a_closed_split_holds_no_class_out():
+    with pytest.raises(ValueError, match=r"class_order is listed .* split=closed holds no class out whole"):
+        Params(class_order="listed")
 
 
 def test_digits(tmp_path):

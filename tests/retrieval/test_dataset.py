@@ -62,6 +62,20 @@ def test_rows_without_images_are_refused(tmp_path):
         saved(tmp_path / "d", [images(6)])
 
 
+def test_a_shard_is_written_as_numpy_writes_it(tmp_path):
+    saved(tmp_path / "d", [images()[:2], images()[2:]])
+    for number, part in enumerate((images()[:3], images()[3:6], images()[6:])):
+        np.save(tmp_path / "expected.npy", part)
+        expected = (tmp_path / "expected.npy").read_bytes()
+        assert (tmp_path / "d" / f"images-{number:05d}.npy").read_bytes() == expected
+
+
+@pytest.mark.parametrize("odd", [np.zeros((4, 5, 5, 3), np.uint8), np.zeros((4, *images().shape[1:]), np.float32)])
+def test_images_of_another_size_or_type_are_refused(tmp_path, odd):
+    with pytest.raises(ValueError, match="must be square, uint8 and of one size"):
+        saved(tmp_path / "d", [images()[:3], odd])
+
+
 def test_a_damaged_shard_is_found(tmp_path):
     saved(tmp_path / "d", [images()])
     shard = tmp_path / "d" / "images-00001.npy"

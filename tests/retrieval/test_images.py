@@ -272,3 +272,11 @@ def test_damage_anywhere_is_a_picture_or_a_refusal(kind):
             damaged[place] = rng.integers(0, 256)
         with contextlib.suppress(RefusedImageError):
             assert read(bytes(damaged)).rgb.mode == "RGB"
+
+
+@pytest.mark.parametrize("resize", RESIZES)
+def test_a_picture_is_fitted_as_pillow_resizes_it_and_left_alone_when_it_fits(resize):
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+    square, wide = from_array(pixels, LIMITS), from_array(np.concatenate([pixels, pixels], 1), LIMITS)
+    assert np.array_equal(square.fitted(24, resize), pixels)
+    assert np.array_equal(wide.fitted(16, resize), np.asarray(RESIZES[resize](wide.rgb, 16)))

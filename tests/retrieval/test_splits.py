@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrieval.splits import SPLITTERS, Labelled, Shares, assign_splits, held_out_count
+from retrieval.splits import CLASS_ORDERS, SPLITTERS, Labelled, Shares, assign_splits, held_out_count
 
 SHARES = Shares(test=0.2, validation=0.1, seed=0)
 
@@ -64,6 +64,48 @@ def test_disjoint_shares_no_class():
     }
     assert {split: len(names) for split, names in of.items()} == {"test": 4, "validation": 2, "train": 14}
     assert not of["train"] & of["test"] | of["train"] & of["validation"] | of["validation"] & of["test"]
+
+
+def classes_of(splits: list[str], given_images: Labelled) -> dict[str, list[str]]:
+    pairs = set(zip(splits, given_images.classes, strict=True))
+    return {split: sorted(name for its, name in pairs if its == split) for split in ("train", "validation", "test")}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_listed_classes_go_by_name_and_numbers_by_value(seed):
+    given_images = images({f"class {number}": 2 for number in range(12)})
+    splits = assign_splits("disjoint", given_images, Shares(0.5, 0.3, seed, class_order="listed"))
+    assert classes_of(splits, given_images) == {
+        "train": [f"class {number}" for number in (0, 1, 2, 3)],
+        "validation": ["class 4", "class 5"],
+        "test": sorted(f"class {number}" for number in range(6, 12)),
+    }
+
+
+@pytest.mark.parametrize("class_order", CLASS_ORDERS)
+@given(seed=st.integers(0, 3), groups=st.integers(5, 9), each=st.integers(1, 4))
+def test_no_group_is_in_two_splits(class_order, seed, groups, each):
+    given_images = images({f"group {group}/{letter}": 2 for group in range(groups) for letter in "abcd"[:each]})
+    splits = assign_splits("disjoint", given_images, Shares(0.3, 0.2, seed, class_order, "group"))
+    of_group: dict[str, set[str]] = {}
+    for name, split in zip(given_images.classes, splits, strict=True):
+        of_group.setdefault(name.split("/")[0], set()).add(split)
+    assert all(len(found) == 1 for found in of_group.values())
+    counted = Counter(next(iter(found)) for found in of_group.values())
+    test = max(round(groups * 0.3), 1)
+    validation = max(round((groups - test) * 0.2), 1)
+    assert counted == {"test": test, "validation": validation, "train": groups - test - validation}
+
+
+def test_groups_need_nested_names():
+    with pytest.raises(ValueError, match="class 'b' lies in none: its name is not nested"):
+        assign_splits("disjoint", images({"x/a": 4, "b": 4, "y/a": 4}), Shares(0.3, 0.0, 0, disjoint_by="group"))
+
+
+@pytest.mark.parametrize("option", [{"class_order": "random"}, {"disjoint_by": "family"}])
+def test_unknown_order_and_unit(option):
+    with pytest.raises(ValueError, match=f"Unknown {next(iter(option))} .* choose one of"):
+        Shares(0.2, 0.1, 0, **option)
 
 
 def test_disjoint_needs_classes_to_train_on():
