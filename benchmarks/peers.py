@@ -118,7 +118,8 @@ class Result:
 
 def rankone(task: Task) -> Result:
     network, options = task.network(), task.options
-    loss = MetricObjective(options.loss, int(task.labels.max()) + 1, options.dimension)
+    plain = {} if task.of_pairs else {"label_smoothing": 0.0}  # the peers' softmax losses smooth no labels
+    loss = MetricObjective(options.loss, int(task.labels.max()) + 1, options.dimension, **plain)
     watch = task.watch(network)
     images, labels = ImageBatches(task.data, task.rows, task.device), torch.from_numpy(task.labels)
     watch.start()

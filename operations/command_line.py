@@ -1,6 +1,8 @@
 """`rankone`: the pipeline's command line."""
 
 import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -72,9 +74,16 @@ def ui(
 
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", embedded_store()]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    os.environ |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     print(f"MLflow starts at http://127.0.0.1:{port} (half a minute); Ctrl-C ends it.", flush=True)
-    os.execv(command[0], command)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # in a session of its own: Ctrl-C would reach all of its processes at once, which they answer with tracebacks
+    server = subprocess.Popen(command, env=os.environ | quiet, start_new_session=True)
+    try:
+        raise typer.Exit(server.wait())
+    except KeyboardInterrupt:
+        server.terminate()
+        server.wait()
 
 
 @app.command(name="parameters")

@@ -93,8 +93,12 @@ def sums(batches: Iterable[np.ndarray], products: str = "auto") -> Sums:
 
 
 def in_own_precision(scaled: np.ndarray, gram: np.ndarray) -> np.ndarray:
-    """Add scaled^T scaled to gram; returns the rows that were multiplied: those given, (b, d)."""
-    gram += scaled.T @ scaled  # numpy sees the symmetry and takes half the products
+    """Add scaled^T scaled to gram; returns the rows that were multiplied: those given, (b, d).
+
+    Few columns are multiplied in float64: it costs little there, and a small singular value loses twice its digits.
+    """
+    exact = scaled.astype(np.float64) if scaled.shape[1] < COLUMNS_PER_BLOCK else scaled
+    gram += exact.T @ exact  # numpy sees the symmetry and takes half the products
     return scaled
 
 

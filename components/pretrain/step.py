@@ -48,10 +48,12 @@ def pretrain(params: Params, dataset: InputPath, backbone: OutputPath, features:
             values = model.head(pooled)
         widths = dict(zip(params.backbone_depths, network.backbone.widths, strict=True))
         numbers = validation_numbers(data, pooled, values, widths)
+        if history.images:
+            numbers |= {"images_per_second": round(history.images_per_second, 1)}
         facts: dict[str, Any] = {"weights_digest": digest, "classes": _classes(data, train), **numbers}
         backbone_digest = save_model(backbone, model.cpu(), {"dataset": data.digest}, facts).digest
         save_features(features, values, data.digest, {"backbone": params.classifier, **numbers}, backbone_digest)
-        numbers |= {"feature_dimension": model.dimension, "images_per_second": round(history.images_per_second, 1)}
+        numbers |= {"feature_dimension": model.dimension}
         run.log_metrics(numbers)
         described: dict[str, str | float] = {"backbone": params.classifier, "weights_digest": digest, **numbers}
     return {"backbone": described, "features": {"images": len(data), **described}}

@@ -44,7 +44,7 @@ def draw(kind, rows, dimension, seed):
         "zeros": values * (torch.rand(rows, 1, generator=generator) > 0.5),
         "scales": values * 10.0 ** torch.randint(-37, 30, (rows, 1), generator=generator),
         "equal": torch.ones(rows, dimension),
-        "clustered": 2 * values[torch.randint(9, (rows,), generator=generator)]
+        "clustered": 2 * values[torch.randint(min(9, rows), (rows,), generator=generator)]
         + torch.randn(rows, dimension, generator=generator),
     }[kind]
 
