@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from components.knobs import AUGMENTATIONS, BACKBONES, DEVICES, check_choices, check_least, is_auto_or_number
 
 LEAST_RATE = 1e-12
-LOSSES = ("auto", "normalised_softmax", "contrastive", "triplet", "multi_similarity", "proxy_anchor")
+LOSSES = (
+    *("auto", "normalised_softmax", "contrastive", "triplet", "multi_similarity", "proxy_anchor", "recall_at_k"),
+    *("softmax_multi_similarity", "softmax_triplet"),
+)
 
 
 @dataclass(frozen=True)
@@ -22,8 +25,8 @@ class Params:
         paddings: zeros around its maps, one number a layer, two (top and bottom, left and right) or four (left, right,
             top, bottom).
         pools: window of the pooling after each convolution; 1 for none.
-        loss: auto (chosen from the classes), normalised_softmax, contrastive, triplet, multi_similarity or
-            proxy_anchor.
+        loss: auto (chosen from the classes), normalised_softmax, contrastive, triplet, multi_similarity, proxy_anchor,
+            recall_at_k, softmax_multi_similarity or softmax_triplet.
         learning_rate: auto (from the dimension and the batch), or the highest rate of SGD.
         adjust_epochs: passes over the training images in which the network is drawn to the adjusted features.
         metric_epochs: passes over the training images with the loss.
