@@ -168,7 +168,10 @@ def verdict(found: dict[Key, list[float]], automatic: Key) -> tuple[Key, str]:
 
 def compare_losses(trial: Trial, automatic: str) -> None:
     arguments, dimension = trial.arguments, trial.arguments.dimensions[0]
-    rate, names = trial.rate(dimension), sorted({*arguments.losses, automatic}, key=list(LOSSES).index)
+    rate, names = (
+        arguments.rate or trial.rate(dimension),
+        sorted({*arguments.losses, automatic}, key=list(LOSSES).index),
+    )
     trials = {name: partial(trial.recall, name, rate, dimension) for name in names}
     found = race(trials, arguments.seeds, arguments.keep)
     best, short = verdict(found, automatic)
@@ -212,6 +215,7 @@ def main() -> None:
     parser.add_argument("--losses", nargs="+", choices=list(LOSSES), default=list(LOSSES), help="rates takes the first")
     parser.add_argument("--keep", type=float, default=3.0, help="points of R@1 below the best that get more seeds")
     parser.add_argument("--rates", type=float, nargs="+", default=[0.0125, 0.025, 0.05, 0.1, 0.2, 0.4])
+    parser.add_argument("--rate", type=float, default=0.0, help="of losses; 0 for the automatic one")
     parser.add_argument("--weights", type=Path, help=f"of {TEACHER}, for the features that the facts are measured on")
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
