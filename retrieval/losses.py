@@ -124,17 +124,81 @@ def proxy_anchor(
     return pull + push
 
 
+RANKS = (1, 2, 4, 8)  # k of the recall@k that recall_at_k averages; the paper adds 16, for batches of thousands
+
+
+def recall_at_k(
+    embeddings: Tensor, labels: Tensor, *, similarity_temperature: float = 0.01, rank_temperature: float = 1.0
+) -> Tensor:
+    """1 - a smooth recall@k, averaged over k in RANKS; every image queries the batch. Patel et al., CVPR 2022.
+
+    The smooth rank of a positive x for a query q is 1 + the sum over the other images z of
+    sigmoid((cos(q, z) - cos(q, x)) / similarity_temperature). Recall@k is the sum over the positives of
+    sigmoid((k - rank) / rank_temperature), at most k, over the most hits there can be: the smaller of k and their
+    number. Differs from the paper: no similarity mixup, and batches as they come; queries without a positive are left
+    out, and the query itself takes no rank.
+
+    Args:
+        embeddings: (b, d).
+        labels: (b,) int64; some class must appear twice.
+        similarity_temperature: of cosines; the smaller, the nearer to true ranks and the fewer the pairs that learn.
+        rank_temperature: of ranks.
+    """
+    positive, _ = _pairs(labels)
+    cosines = _cosines(embeddings, embeddings)
+    query, hit = positive.nonzero(as_tuple=True)  # (p,): all positive pairs
+    ahead = torch.sigmoid((cosines[query] - cosines[query, hit].unsqueeze(1)) / similarity_temperature)  # (p, b)
+    places = torch.arange(len(labels), device=labels.device)
+    itself = (places == query.unsqueeze(1)) | (places == hit.unsqueeze(1))
+    ranks = 1 + ahead.masked_fill(itself, 0).sum(1)
+    k = torch.tensor(RANKS, dtype=ranks.dtype, device=ranks.device)
+    within = torch.sigmoid((k - ranks.unsqueeze(1)) / rank_temperature)  # (p, len(RANKS))
+    hits = within.new_zeros(len(labels), len(RANKS)).index_add(0, query, within).minimum(k)
+    most = positive.sum(1, keepdim=True).minimum(k)  # (b, len(RANKS)); 0 where there is no positive
+    recall = (hits / most.clamp(min=1)).mean(1)
+    return 1 - recall.sum() / positive.any(1).sum()
+
+
+def softmax_multi_similarity(embeddings: Tensor, labels: Tensor, proxies: Tensor, *, weight: float = 1.0) -> Tensor:
+    """A metric loss joins the classification loss: normalised_softmax + weight * multi_similarity.
+
+    Proxies see every class at every step, pairs see the images that are hard for each other; both with the options
+    that they have alone.
+
+    Args:
+        embeddings: (b, d).
+        labels: (b,) int64 in 0..c-1; some class must appear twice.
+        proxies: (c, d), of the softmax.
+        weight: of multi_similarity.
+    """
+    return normalised_softmax(embeddings, labels, proxies) + weight * multi_similarity(embeddings, labels)
+
+
+def softmax_triplet(embeddings: Tensor, labels: Tensor, proxies: Tensor, *, weight: float = 1.0) -> Tensor:
+    """A metric loss joins the classification loss: normalised_softmax + weight * triplet.
+
+    Args:
+        embeddings: (b, d).
+        labels: (b,) int64 in 0..c-1; some class must appear twice.
+        proxies: (c, d), of the softmax.
+        weight: of triplet.
+    """
+    return normalised_softmax(embeddings, labels, proxies) + weight * triplet(embeddings, labels)
+
+
 @dataclass(frozen=True)
 class Loss:
     """An entry of LOSSES.
 
     Attributes:
         function: (embeddings, labels[, proxies], **options) -> scalar.
-        uses_proxies: whether it takes one learned vector a class; otherwise a batch needs pairs of a class.
+        uses_proxies: whether it takes one learned vector a class.
+        uses_pairs: whether a batch needs two images of some class.
     """
 
     function: Callable[..., Tensor]
     uses_proxies: bool
+    uses_pairs: bool
 
     @property
     def options(self) -> dict[str, float]:
@@ -146,11 +210,14 @@ class Loss:
 
 
 LOSSES: dict[str, Loss] = {
-    "normalised_softmax": Loss(normalised_softmax, uses_proxies=True),
-    "contrastive": Loss(contrastive, uses_proxies=False),
-    "triplet": Loss(triplet, uses_proxies=False),
-    "multi_similarity": Loss(multi_similarity, uses_proxies=False),
-    "proxy_anchor": Loss(proxy_anchor, uses_proxies=True),
+    "normalised_softmax": Loss(normalised_softmax, uses_proxies=True, uses_pairs=False),
+    "contrastive": Loss(contrastive, uses_proxies=False, uses_pairs=True),
+    "triplet": Loss(triplet, uses_proxies=False, uses_pairs=True),
+    "multi_similarity": Loss(multi_similarity, uses_proxies=False, uses_pairs=True),
+    "proxy_anchor": Loss(proxy_anchor, uses_proxies=True, uses_pairs=False),
+    "recall_at_k": Loss(recall_at_k, uses_proxies=False, uses_pairs=True),
+    "softmax_multi_similarity": Loss(softmax_multi_similarity, uses_proxies=True, uses_pairs=True),
+    "softmax_triplet": Loss(softmax_triplet, uses_proxies=True, uses_pairs=True),
 }
 
 
@@ -158,7 +225,8 @@ class MetricObjective(nn.Module):
     """A loss by its name, with the proxies that it learns.
 
     Attributes:
-        proxies: (classes, dimension) parameter of unit rows at first, from torch's generator; None for a loss of pairs.
+        proxies: (classes, dimension) parameter of unit rows at first, from torch's generator; None for a loss of pairs
+            alone.
     """
 
     def __init__(self, name: str, classes: int, dimension: int, **options: float) -> None:
@@ -208,7 +276,7 @@ class MetricObjective(nn.Module):
                 f"Labels are {labels.dtype} from {labels.min()} to {labels.max()}; "
                 f"give int64 from 0 to {self.classes - 1}."
             )
-        if not self.loss.uses_proxies:
+        if self.loss.uses_pairs:
             refuse_without_positives(labels)
 
 

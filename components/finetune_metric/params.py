@@ -14,7 +14,10 @@ from components.knobs import (
 )
 
 LEAST_RATE = 1e-12
-LOSSES = ("auto", "normalised_softmax", "contrastive", "triplet", "multi_similarity", "proxy_anchor")
+LOSSES = (
+    *("auto", "normalised_softmax", "contrastive", "triplet", "multi_similarity", "proxy_anchor", "recall_at_k"),
+    *("softmax_multi_similarity", "softmax_triplet"),
+)
 POOLINGS = ("auto", "gem", "average", "max", "flatten")
 POOL_KINDS = ("max", "average")
 RATIO = 2.0  # alpha and beta where nothing else is said: the usual doubling wherever the map is halved
@@ -42,8 +45,8 @@ class Params:
         pooling: how the last map becomes a vector: gem, average, max or flatten; auto is flatten for four_layer, gem
             for the others.
         batch_norm: whether batch norm follows each convolution of four_layer.
-        loss: auto (chosen from the classes), normalised_softmax, contrastive, triplet, multi_similarity or
-            proxy_anchor.
+        loss: auto (chosen from the classes), normalised_softmax, contrastive, triplet, multi_similarity, proxy_anchor,
+            recall_at_k, softmax_multi_similarity or softmax_triplet.
         learning_rate: auto (from the dimension and the batch), or the highest rate of SGD.
         adjust_epochs: passes over the training images in which the network is drawn to the adjusted features.
         metric_epochs: passes over the training images with the loss.

@@ -1,5 +1,6 @@
 """Every loss against plain loops and against pytorch-metric-learning; properties for every entry of LOSSES."""
 
+import inspect
 import math
 import warnings
 
@@ -97,12 +98,42 @@ def loop_proxy_anchor(x, y, proxies, margin=0.1, scale=32.0):
     return sum(pull) / len(pull) + sum(push) / len(push)
 
 
+def sigmoid(x):
+    return 1 / (1 + math.exp(-x))
+
+
+def loop_recall_at_k(x, y, similarity_temperature=0.01, rank_temperature=1.0):
+    recalls, n = [], range(len(x))
+    for q in n:
+        positives = [i for i in n if i != q and y[i] == y[q]]
+        ranks = []
+        for p in positives:
+            others = [z for z in n if z not in (q, p)]
+            gaps = [(cosine(x[q], x[z]) - cosine(x[q], x[p])) / similarity_temperature for z in others]
+            ranks.append(1 + sum(sigmoid(gap) for gap in gaps))
+        for k in (1, 2, 4, 8) if positives else ():
+            hits = sum(sigmoid((k - rank) / rank_temperature) for rank in ranks)
+            recalls.append(min(hits, k) / min(k, len(positives)))
+    return 1 - sum(recalls) / len(recalls)
+
+
+def loop_softmax_multi_similarity(x, y, proxies, weight=1.0):
+    return loop_normalised_softmax(x, y, proxies) + weight * loop_multi_similarity(x, y)
+
+
+def loop_softmax_triplet(x, y, proxies, weight=1.0):
+    return loop_normalised_softmax(x, y, proxies) + weight * loop_triplet(x, y)
+
+
 LOOPS = {
     "normalised_softmax": loop_normalised_softmax,
     "contrastive": loop_contrastive,
     "triplet": loop_triplet,
     "multi_similarity": loop_multi_similarity,
     "proxy_anchor": loop_proxy_anchor,
+    "recall_at_k": loop_recall_at_k,
+    "softmax_multi_similarity": loop_softmax_multi_similarity,
+    "softmax_triplet": loop_softmax_triplet,
 }
 
 
@@ -236,6 +267,44 @@ def test_a_step_along_the_gradient_lowers_the_loss(name):
     assert loss < first
 
 
+def test_every_loss_uses_proxies_or_pairs_as_its_signature_says():
+    for name, loss in LOSSES.items():
+        assert loss.uses_proxies == ("proxies" in inspect.signature(loss.function).parameters), name
+        assert loss.uses_proxies or loss.uses_pairs, name
+
+
+def test_recall_at_k_at_low_temperatures_is_the_recall_counted_by_sorting():
+    embeddings, labels, _ = batch(24, seed=11, spread=0.8)
+    cosines = torch.nn.functional.normalize(embeddings) @ torch.nn.functional.normalize(embeddings).T
+    cosines.fill_diagonal_(-torch.inf)
+    hits = labels[cosines.argsort(1, descending=True)][:, :-1] == labels.unsqueeze(1)  # (b, b - 1), nearest first
+    asked = hits.any(1)
+    positives = hits.sum(1)[asked]
+    found = [hits[asked, :k].sum(1) - 0.5 * hits[asked, k - 1] for k in losses.RANKS]  # of rank k by half: sigmoid(0)
+    recalls = [(hit / positives.clamp(max=k)).mean() for hit, k in zip(found, losses.RANKS, strict=True)]
+    smooth = losses.recall_at_k(embeddings, labels, similarity_temperature=1e-9, rank_temperature=1e-9)
+    assert float(smooth) == pytest.approx(1 - float(sum(recalls)) / len(recalls), abs=1e-6)
+
+
+def test_recall_at_k_is_least_when_every_positive_comes_first():
+    labels = torch.arange(20) % 4
+    noise = torch.randn(20, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    apart = torch.eye(4, dtype=torch.float64)[labels] + 0.1 * noise
+    least = 1 - (0.5 / 1 + 1.5 / 2 + 3.5 / 4 + 4 / 4) / 4  # ranks 1 to 4 of 4 positives, that of rank k by half
+    sharp = {"similarity_temperature": 1e-6, "rank_temperature": 1e-3}
+    assert float(losses.recall_at_k(apart, labels, **sharp)) == pytest.approx(least, abs=1e-6)
+    assert losses.recall_at_k(apart, labels.roll(1) // 2, **sharp) > least + 0.1
+
+
+@pytest.mark.parametrize("name", [name for name, loss in LOSSES.items() if "weight" in loss.options])
+def test_the_weight_of_a_joined_loss_decides_what_the_metric_loss_adds(name):
+    embeddings, labels, proxies = batch(16, seed=2, spread=1.5)
+    alone, one, three = (value(name, embeddings, labels, proxies, weight=weight) for weight in (0.0, 1.0, 3.0))
+    torch.testing.assert_close(alone, losses.normalised_softmax(embeddings, labels, proxies))
+    torch.testing.assert_close(three - alone, 3 * (one - alone))
+    assert one > alone
+
+
 def test_triplets_without_a_semi_hard_one_fall_back_on_hard_ones():
     embeddings = torch.tensor([[1.0, 0.0], [-1.0, 0.1], [1.0, 0.01]], requires_grad=True)
     loss = losses.triplet(embeddings, torch.tensor([0, 0, 1]))
@@ -252,10 +321,13 @@ def test_triplets_that_all_hold_give_zero():
     assert (embeddings.grad == 0).all()
 
 
-@pytest.mark.parametrize("name", [name for name, loss in LOSSES.items() if not loss.uses_proxies])
-def test_a_batch_without_positive_pairs_is_refused(name):
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_batch_without_positive_pairs_is_refused_by_losses_that_use_pairs(name):
+    if not LOSSES[name].uses_pairs:
+        assert torch.isfinite(MetricObjective(name, 4, 3)(torch.randn(4, 3), torch.arange(4)))
+        return
     with pytest.raises(ValueError, match="at least 2 images of a class in a batch to form a positive pair"):
-        LOSSES[name].function(torch.randn(4, 3), torch.arange(4))
+        value(name, torch.randn(4, 3), torch.arange(4), torch.randn(4, 3))
     with pytest.raises(ValueError, match="positive pair"):
         MetricObjective(name, 4, 3)(torch.randn(4, 3), torch.arange(4))
 
