@@ -21,7 +21,7 @@ def test_it_is_the_smoothed_cross_entropy_of_standardised_features() -> None:
         total = math.log(sum(math.exp(logit) for logit in logits))
         wanted = [0.1 + 0.7 * (number == label) for number in range(3)]
         losses.append(sum(share * (total - logit) for share, logit in zip(wanted, logits, strict=True)))
-    assert float(layer(features, labels, labels)) == pytest.approx(sum(losses) / 5, rel=1e-5)
+    assert layer(features, labels, labels).item() == pytest.approx(sum(losses) / 5, rel=1e-5)
 
 
 def test_the_size_of_features_does_not_matter() -> None:
