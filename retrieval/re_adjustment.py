@@ -1,17 +1,21 @@
-"""Re-adjustment of features: drawn lightly towards the centre of their cluster, as far as validation images gain by it.
+"""Re-adjustment of features, as far as validation images gain by it.
+
+Blocks of features are weighted, and images drawn lightly towards the centre of their cluster.
 
 The features come half-whitened from their integration (retrieval/integration.py); whitening them again loses R@1.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from retrieval.feature_blocks import block_weights
 from retrieval.k_means import normalised
 
 STRENGTHS = (0.05, 0.1, 0.15, 0.2, 0.3)  # tried by "auto", beside 0; from 0.3 on R@1 fell
+GAMMAS = (0.0, 0.25, 0.5)  # powers of the blocks' Fisher ratios, tried by "auto"
 NONE, CO_CLUSTERING, K_MEANS = "none", "co-clustering", "k-means"
 
 
@@ -46,15 +50,48 @@ def adjust(rows: np.ndarray, assigned: np.ndarray, centres: np.ndarray, strength
 
 @dataclass(frozen=True)
 class Grouping:
-    """A way to group images, applied: what `choose_adjustment` compares.
+    """A way to group images and dimensions, applied: what `choose_adjustment` compares.
 
     Attributes:
         assigned: (v,) cluster of each validation row.
-        centres: (k, d) from training rows.
+        centres: (k, d) from weighted training rows.
+        weights: (d,) of the dimensions.
+        gamma: what the weights were made with; 0 for weights of 1.
     """
 
     assigned: np.ndarray
     centres: np.ndarray
+    weights: np.ndarray
+    gamma: float = 0.0
+
+    def adjusted(self, rows: np.ndarray, assigned: np.ndarray, strength: float) -> np.ndarray:
+        """Rows (b, d) of clusters (b,), weighted and then drawn to their centres."""
+        return adjust(normalised(rows) * self.weights, assigned, self.centres, strength)
+
+
+def weighted_groupings(
+    batches: Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]],
+    clusters: int,
+    assigned: np.ndarray,
+    ratios: np.ndarray,
+    gammas: Sequence[float] = GAMMAS,
+) -> list[Grouping]:
+    """One grouping for each gamma, its centres those of the training rows after weighting.
+
+    Args:
+        batches: gives the training rows (b, d) with their clusters (b,), anew at each call.
+        clusters: their number.
+        assigned: (v,) clusters of the validation rows.
+        ratios: (d,) of the dimensions, from `fisher_ratios`.
+        gammas: powers of the ratios.
+    """
+    weights = [block_weights(ratios, gamma) for gamma in gammas]
+    return [
+        Grouping(
+            assigned, cluster_centres(((normalised(rows) * own, of) for rows, of in batches()), clusters), own, gamma
+        )
+        for gamma, own in zip(gammas, weights, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -63,50 +100,57 @@ class Adjustment:
 
     Attributes:
         by: NONE, CO_CLUSTERING or K_MEANS.
-        strength: alpha; 0 for none.
-        measured: R@1 of the validation rows by (way, strength); empty where it could not be measured.
+        gamma: power of the blocks' Fisher ratios; 0 where dimensions keep their weight.
+        strength: alpha; 0 where no image is drawn.
+        measured: R@1 of the validation rows by (way, gamma, strength); empty where it could not be measured.
         why: one sentence.
     """
 
     by: str
+    gamma: float
     strength: float
-    measured: dict[tuple[str, float], float]
+    measured: dict[tuple[str, float, float], float]
     why: str
 
     def best_of(self, way: str) -> float | None:
-        """Best R@1 of a way over its strengths."""
-        return max((recall for (measured, _), recall in self.measured.items() if measured == way), default=None)
+        """Best R@1 of a way over its gammas and strengths."""
+        return max((recall for (measured, *_), recall in self.measured.items() if measured == way), default=None)
 
 
 def choose_adjustment(
     rows: np.ndarray,
-    groupings: Mapping[str, Grouping],
+    groupings: Mapping[str, Sequence[Grouping]],
     recall_at_1: Callable[[np.ndarray], float],
     strengths: Sequence[float] = STRENGTHS,
 ) -> Adjustment:
-    """Choose the way and the strength of most R@1 on the validation rows; equal ones go to less and to the earlier.
+    """Choose way, gamma and strength of most R@1 on the validation rows; equal ones go to less and to the earlier.
 
     Leaving the features as they are, and plain k-means, are controls: co-clustering is used only where it beats both.
 
     Args:
         rows: (v, d) features of the validation images.
-        groupings: by way; their order decides between equals.
+        groupings: by way, one for each gamma; their order decides between equals.
         recall_at_1: of (v, d) adjusted rows.
         strengths: tried beside 0.
     """
-    measured = {(NONE, 0.0): recall_at_1(normalised(rows))}
-    for (way, grouping), strength in itertools.product(groupings.items(), strengths):
-        if strength > 0:
-            measured[way, strength] = recall_at_1(adjust(rows, grouping.assigned, grouping.centres, strength))
-    by, strength = max(measured, key=lambda option: measured[option])  # the first of equals
-    chosen = Adjustment(by, strength, measured, "")
+    measured = {(NONE, 0.0, 0.0): recall_at_1(normalised(rows))}
+    for way, weighted in groupings.items():
+        for grouping, strength in itertools.product(weighted, sorted({0.0, *strengths})):
+            if grouping.gamma > 0 or strength > 0:
+                adjusted = grouping.adjusted(rows, grouping.assigned, strength)
+                measured[way, grouping.gamma, strength] = recall_at_1(adjusted)
+    best_option = max(measured, key=lambda option: measured[option])  # the first of equals
+    by, gamma, strength = best_option
+    chosen = Adjustment(by, gamma, strength, measured, "")
     best = {way: chosen.best_of(way) for way in (NONE, *groupings)}
     shown = ", ".join(f"{way} {recall:.4f}" for way, recall in best.items() if recall is not None)
     control = max(recall for way, recall in best.items() if recall is not None and way != CO_CLUSTERING)
-    verdict = "does not beat" if by != CO_CLUSTERING else "beats" if measured[by, strength] > control else "equals"
+    verdict = "does not beat" if by != CO_CLUSTERING else "beats" if measured[best_option] > control else "equals"
     return Adjustment(
         by,
+        gamma,
         strength,
         measured,
-        f"co-clustering {verdict} its controls in R@1 on validation ({shown}): {by} at strength {strength:g}",
+        f"co-clustering {verdict} its controls in R@1 on validation ({shown}): {by}, feature blocks weighted with "
+        f"gamma {gamma:g}, images drawn with strength {strength:g}",
     )

@@ -25,13 +25,7 @@ class Relations(nn.Module):
             ValueError: a row is zero or not finite.
         """
         super().__init__()
-        bad = torch.nonzero(~((targets.norm(dim=1) > 0) & torch.isfinite(targets).all(dim=1))).flatten()
-        if len(bad):
-            raise ValueError(
-                f"{len(bad)} of {len(targets)} targets are zero or not finite, the first at position {int(bad[0])}; "
-                "such an image has no direction to be drawn to: look at the features it was made from."
-            )
-        self.register_buffer("targets", normalize(targets.float(), dim=1), persistent=False)
+        self.register_buffer("targets", directions(targets), persistent=False)
 
     def forward(self, outputs: Tensor, labels: Tensor, positions: Tensor) -> Tensor:  # noqa: ARG002
         """The loss of a batch: outputs (b, d), positions (b,) int64; labels are not used."""
@@ -45,3 +39,18 @@ def _cosines_of_pairs(rows: Tensor) -> Tensor:
     """(b, d) of length 1 -> (b * (b - 1) / 2,)."""
     first, second = torch.triu_indices(len(rows), len(rows), 1, device=rows.device)
     return (rows @ rows.T)[first, second]
+
+
+def directions(targets: Tensor) -> Tensor:
+    """Targets (n, D) float brought to length 1, float32.
+
+    Raises:
+        ValueError: a row is zero or not finite.
+    """
+    bad = torch.nonzero(~((targets.norm(dim=1) > 0) & torch.isfinite(targets).all(dim=1))).flatten()
+    if len(bad):
+        raise ValueError(
+            f"{len(bad)} of {len(targets)} targets are zero or not finite, the first at position {int(bad[0])}; "
+            "such an image has no direction to be drawn to: look at the features it was made from."
+        )
+    return normalize(targets.float(), dim=1)

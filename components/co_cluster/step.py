@@ -1,7 +1,7 @@
 """Groups images and feature dimensions together and draws similar features closer."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,19 +10,29 @@ from sklearn.metrics import normalized_mutual_info_score
 
 from components.co_cluster.params import Params
 from components.launch import InputPath, OutputPath, Outputs, launch
-from retrieval import co_clustering, re_adjustment
+from retrieval import co_clustering
 from retrieval.cluster_pictures import block_matrix, cluster_sheet
 from retrieval.clusters import save_clusters
 from retrieval.co_clustering import CoClustering, batches_of, sample_of
 from retrieval.dataset import Dataset
+from retrieval.feature_blocks import fisher_ratios, k_means_blocks
 from retrieval.features import load_features
 from retrieval.k_means import KMeans, normalised, spherical_k_means
 from retrieval.metrics import recall_at_1
-from retrieval.re_adjustment import CO_CLUSTERING, K_MEANS, NONE, STRENGTHS, Adjustment, Grouping, choose_adjustment
+from retrieval.re_adjustment import (
+    CO_CLUSTERING,
+    GAMMAS,
+    K_MEANS,
+    NONE,
+    Adjustment,
+    Grouping,
+    choose_adjustment,
+    weighted_groupings,
+)
 from retrieval.tracking import step_run
 
-MOST_ROWS_DRAWN = 4_096
-Assign = Callable[[np.ndarray], np.ndarray]
+MOST_ROWS_SHOWN = 4_096  # in the picture, and to the k-means of dimensions
+Groupings = dict[str, list[Grouping]]  # by way, one for each gamma
 
 
 def co_cluster(params: Params, dataset: InputPath, features: InputPath, clusters: OutputPath) -> Outputs:
@@ -42,21 +52,21 @@ def co_cluster(params: Params, dataset: InputPath, features: InputPath, clusters
         seconds = time.monotonic() - started
         print(f"co_cluster: {fitted.clusters} clusters in {seconds:.1f} s: {fitted.why}.", flush=True)
         control = plain_k_means(values, train, fitted.clusters, params.seed)
-        assigning = {CO_CLUSTERING: fitted.assign, K_MEANS: control.assign}
-        centres = {way: centres_of(values, train, assign, fitted.clusters) for way, assign in assigning.items()}
-        adjustment = choose(params, data, values, assigning, centres)
-        print(f"co_cluster: {adjustment.why}.", flush=True)
-
-        others = np.setdiff1d(np.arange(len(values)), train)
+        everything = np.arange(len(values))
+        others = np.setdiff1d(everything, train)
         image_clusters = np.empty(len(values), np.int64)
         image_clusters[train] = fitted.row_clusters
-        image_clusters[others] = np.concatenate(
-            [*map(fitted.assign, batches_of(values, others)), np.empty(0, np.int64)]
-        )
+        image_clusters[others] = assigned_to(fitted, values, others)
+        assigned = {CO_CLUSTERING: image_clusters, K_MEANS: assigned_to(control, values, everything)}
+        blocks = {CO_CLUSTERING: fitted.dimension_clusters, K_MEANS: plain_blocks(values, train, fitted, params.seed)}
+        groupings = {way: group(params, data, values, assigned[way], blocks[way]) for way in assigned}
+        adjustment = choose(params, data, values, groupings)
+        print(f"co_cluster: {adjustment.why}.", flush=True)
+
         described = describe(fitted, adjustment, image_clusters[train], data.labels[train], seconds)
         clusters.mkdir(parents=True, exist_ok=True)
         pictures = draw(clusters, fitted, data, values, image_clusters)
-        targets = adjusted(values, adjustment, assigning, centres)
+        targets = adjusted(values, adjustment, groupings, assigned)
         made_from = {"dataset": data.digest, "features": loaded.manifest.digest}
         facts = described | {"clusters_why": fitted.why, "adjusted_why": adjustment.why}
         save_clusters(clusters, targets, image_clusters, fitted.dimension_clusters, made_from, facts)
@@ -73,51 +83,79 @@ def plain_k_means(values: np.ndarray, train: np.ndarray, clusters: int, seed: in
     return spherical_k_means(np.concatenate(list(batches_of(values, sample))), clusters, seed)
 
 
-def centres_of(values: np.ndarray, train: np.ndarray, assign: Assign, clusters: int) -> np.ndarray:
-    """Mean direction of each cluster's training images: (k, d)."""
-    batches = ((batch, assign(batch)) for batch in batches_of(values, train))
-    return re_adjustment.cluster_centres(batches, clusters)
+def plain_blocks(values: np.ndarray, train: np.ndarray, fitted: CoClustering, seed: int) -> np.ndarray:
+    """The control's blocks of dimensions (d,), as many as the co-clusters have."""
+    blocks = len(np.unique(fitted.dimension_clusters[fitted.dimension_clusters >= 0]))
+    return k_means_blocks(np.concatenate(list(batches_of(values, few_of(train)))), blocks, seed)
 
 
-def choose(
-    params: Params,
-    data: Dataset,
-    values: np.ndarray,
-    assigning: dict[str, Assign],
-    centres: dict[str, np.ndarray],
-) -> Adjustment:
-    """The way and the strength: given, or those of most R@1 among the validation images."""
+def assigned_to(fitted: CoClustering | KMeans, values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The clusters of some images: (rows,) int64."""
+    return np.concatenate([*map(fitted.assign, batches_of(values, rows)), np.empty(0, np.int64)])
+
+
+def few_of(rows: np.ndarray) -> np.ndarray:
+    """At most MOST_ROWS_SHOWN of the rows, evenly spread."""
+    return rows[:: -(-len(rows) // MOST_ROWS_SHOWN)]
+
+
+def group(
+    params: Params, data: Dataset, values: np.ndarray, assigned: np.ndarray, blocks: np.ndarray
+) -> list[Grouping]:
+    """The centres of one way after each weighting of its blocks; weights of 1 alone where none is to be chosen."""
+    train = data.rows("train")
+    clusters = int(assigned.max(initial=0)) + 1
+
+    def batches(of: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        start = 0
+        for batch in batches_of(values, train):
+            yield batch, of[train[start : start + len(batch)]]
+            start += len(batch)
+
+    weighted = params.shrinkage == "auto" and params.labels == "given"
+    ratios = np.ones(len(blocks))
+    if weighted:
+        ratios = fisher_ratios(batches(data.labels), blocks, int(data.labels.max()) + 1)
+    held_out = assigned[data.rows("validation")]
+    return weighted_groupings(lambda: batches(assigned), clusters, held_out, ratios, GAMMAS if weighted else (0.0,))
+
+
+def choose(params: Params, data: Dataset, values: np.ndarray, groupings: Groupings) -> Adjustment:
+    """Way, weighting and strength: given, or those of most R@1 among the validation images."""
     rows = data.rows("validation")
     labels = data.labels[rows]
     if len(np.unique(labels)) == len(labels):
         strength = 0.0 if params.shrinkage == "auto" else float(params.shrinkage)
         way = CO_CLUSTERING if strength else NONE
         return Adjustment(
-            way, strength, {}, f"no two validation images share a class to choose by: {way} at {strength:g}"
+            way, 0.0, strength, {}, f"no two validation images share a class to choose by: {way} at {strength:g}"
         )
     held_out = np.concatenate(list(batches_of(values, rows)))
-    groupings = {way: Grouping(assign(held_out), centres[way]) for way, assign in assigning.items()}
 
     def measure(adjusted_rows: np.ndarray) -> float:
         return recall_at_1(torch.from_numpy(adjusted_rows), torch.from_numpy(labels))
 
     if params.shrinkage == "auto":
-        return choose_adjustment(held_out, groupings, measure, STRENGTHS)
+        return choose_adjustment(held_out, groupings, measure)
     strength = float(params.shrinkage)
     measured = choose_adjustment(held_out, groupings, measure, (strength,)).measured
-    return Adjustment(CO_CLUSTERING if strength else NONE, strength, measured, f"strength {strength:g} was given")
+    return Adjustment(CO_CLUSTERING if strength else NONE, 0.0, strength, measured, f"strength {strength:g} was given")
 
 
 def adjusted(
-    values: np.ndarray, adjustment: Adjustment, assigning: dict[str, Assign], centres: dict[str, np.ndarray]
+    values: np.ndarray, adjustment: Adjustment, groupings: Groupings, assigned: dict[str, np.ndarray]
 ) -> Iterator[np.ndarray]:
     """The targets of all images, batch by batch."""
-    for batch in batches_of(values, np.arange(len(values))):
-        if adjustment.by == NONE:
-            yield normalised(batch)
-        else:
-            assigned = assigning[adjustment.by](batch)
-            yield re_adjustment.adjust(batch, assigned, centres[adjustment.by], adjustment.strength)
+    batches = batches_of(values, np.arange(len(values)))
+    if adjustment.by == NONE:
+        yield from map(normalised, batches)
+        return
+    chosen = next(grouping for grouping in groupings[adjustment.by] if grouping.gamma == adjustment.gamma)
+    start = 0
+    for batch in batches:
+        own = assigned[adjustment.by][start : start + len(batch)]
+        yield chosen.adjusted(batch, own, adjustment.strength)
+        start += len(batch)
 
 
 def describe(
@@ -132,6 +170,7 @@ def describe(
     return {
         "clusters": fitted.clusters,
         "shrinkage": adjustment.strength,
+        "block_gamma": adjustment.gamma,
         "adjusted_by": adjustment.by,
         **recalls,
         "purity": purity(assigned, labels),
@@ -155,7 +194,7 @@ def draw(
 ) -> list[Path]:
     """The block-ordered matrix and a sheet of images a cluster, as files of the artifact."""
     train = data.rows("train")
-    shown = train[:: -(-len(train) // MOST_ROWS_DRAWN)]
+    shown = few_of(train)
     matrix = fitted.matrix(np.concatenate(list(batches_of(values, shown))))
     paths = [folder / "block_matrix.png", folder / "cluster_sheet.png"]
     block_matrix(matrix, image_clusters[shown], fitted.column_clusters, paths[0])

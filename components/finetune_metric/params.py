@@ -20,6 +20,7 @@ LOSSES = (
 )
 POOLINGS = ("auto", "gem", "average", "max", "flatten")
 POOL_KINDS = ("max", "average")
+ADJUST_BY = ("relations", "clusters", "centres")
 RATIO = 2.0  # alpha and beta where nothing else is said: the usual doubling wherever the map is halved
 RATIO_LIMIT = 1000.0  # far beyond any network; no count of channels overflows
 
@@ -49,6 +50,9 @@ class Params:
             recall_at_k, softmax_multi_similarity or softmax_triplet.
         learning_rate: auto (from the dimension and the batch), or the highest rate of SGD.
         adjust_epochs: passes over the training images in which the network is drawn to the adjusted features.
+        adjust_by: what draws it there: relations (cosines among images), clusters (soft labels for a softmax layer over
+            the co-clusters) or centres (of the co-clusters, as proxies). On CIFAR-100 centres did best, but were not
+            shown to beat adjust_epochs=0 with as many metric_epochs more.
         metric_epochs: passes over the training images with the loss.
         classes_per_batch: different classes in a batch; 0 for as many as batch_size holds at 4 images each.
         images_per_class: images of each of them; 0 for as many as batch_size holds.
@@ -57,7 +61,7 @@ class Params:
         robust: none, or missing: embeddings are to withstand missing parts, so up to 60 % of every second training
             image is hidden.
         labels: given, or none: the images' clusters are the classes to train by, and after each round the images are
-            assigned anew. Give pretrain and finetune_softmax the same.
+            assigned anew. Give pretrain, co_cluster and finetune_softmax the same.
         label_rounds: with labels=none, assignments to train on, metric_epochs each.
         compile: run the network through torch.compile.
         seed: of every random choice.
@@ -79,6 +83,7 @@ class Params:
     loss: str = "auto"
     learning_rate: str = "auto"
     adjust_epochs: int = 2
+    adjust_by: str = "centres"
     metric_epochs: int = 6
     classes_per_batch: int = 0
     images_per_class: int = 0
@@ -94,6 +99,7 @@ class Params:
     def __post_init__(self) -> None:
         check_choices(self, network=("four_layer", *BACKBONES), loss=LOSSES, augment=AUGMENTATIONS, device=DEVICES)
         check_choices(self, pooling=POOLINGS, pool_kind=POOL_KINDS, robust=ROBUST, labels=LABELS)
+        check_choices(self, adjust_by=ADJUST_BY)
         check_least(self, dimension=1, batch_size=2, adjust_epochs=0, metric_epochs=0, label_rounds=1)
         self._check_layers()
         self._check_ratios()

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from components.finetune_metric.params import Params
 from components.launch import InputPath, OutputPath, Outputs, launch
 from retrieval import distributed
+from retrieval.adjusting import adjusting_objective
 from retrieval.augmentation import IMAGES_TO_JUDGE, choose_augmentation, named_augmentation
 from retrieval.backbones import enlarged_size
 from retrieval.choices import Choice, choose_learning_rate, choose_loss, measure_classes
@@ -19,7 +20,6 @@ from retrieval.image_batches import ImageBatches
 from retrieval.losses import MetricObjective
 from retrieval.metrics import recall_at_1
 from retrieval.models import FOUR_LAYER, EmbeddingModel, ModelConfig, build_network, save_model
-from retrieval.relations import Relations
 from retrieval.sampling import batch_shape
 from retrieval.self_labelling import joined, merge_small, self_train
 from retrieval.tracking import StepRun, step_run
@@ -43,7 +43,7 @@ def finetune_metric(params: Params, dataset: InputPath, clusters: InputPath, mod
         torch.manual_seed(params.seed)
         network = build_network(network_config(params, data, rows))
         given = network, images, params, chosen, run
-        adjusting = train("adjust", Relations(targets), params.adjust_epochs, labels, *given)
+        adjusting = adjust(adjusted, rows, targets, labels, *given)
         training = train_rounds(labels, targets, data, rows, *given)
         if not distributed.is_first():
             return {}
@@ -61,6 +61,7 @@ def finetune_metric(params: Params, dataset: InputPath, clusters: InputPath, mod
             "dimension": params.dimension,
             "parameters": sum(parameter.numel() for parameter in network.parameters()),
             "epochs": params.adjust_epochs + params.metric_epochs * len(training),
+            "adjust_by": params.adjust_by if params.adjust_epochs else "none",
             **{name: choice.value for name, choice in chosen.items()},
             **{f"{name}_why": choice.why for name, choice in chosen.items()},
             **numbers,
@@ -139,6 +140,26 @@ def network_config(params: Params, data: Dataset, rows: np.ndarray) -> ModelConf
         pool_kind=params.pool_kind,
         batch_norm=params.batch_norm,
     )
+
+
+def adjust(
+    clusters: Clusters,
+    rows: np.ndarray,
+    targets: Tensor,
+    labels: Tensor,
+    network: EmbeddingModel,
+    images: ImageBatches,
+    params: Params,
+    chosen: dict[str, Choice],
+    run: StepRun,
+) -> History:
+    """Draw the network to the adjusted features in the way asked for; nothing without epochs."""
+    if not params.adjust_epochs:
+        return History()
+    assigned = torch.tensor(clusters.image_clusters[rows])
+    objective = adjusting_objective(params.adjust_by, targets, assigned, params.dimension)
+    distributed.say(f"finetune_metric: drawn to the adjusted features by {params.adjust_by}.")
+    return train("adjust", objective, params.adjust_epochs, labels, network, images, params, chosen, run)
 
 
 def train_rounds(

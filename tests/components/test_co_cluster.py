@@ -74,7 +74,7 @@ def test_what_is_chosen_has_the_most_recall_on_validation(tmp_path: Path) -> Non
         way: metadata[f"validation_recall_at_1_{way.replace('-', '_')}"] for way in ("none", "co-clustering", "k-means")
     }
     assert recalls[metadata["adjusted_by"]] == max(recalls.values())
-    assert (metadata["shrinkage"] == 0) == (metadata["adjusted_by"] == "none")
+    assert (metadata["shrinkage"] == metadata["block_gamma"] == 0) == (metadata["adjusted_by"] == "none")
 
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -113,6 +113,33 @@ def test_a_given_strength_is_taken_and_zero_leaves_the_features(tmp_path: Path) 
     metadata, clusters = run(tmp_path / "zero", features, data, shrinkage="0")
     assert (metadata["adjusted_by"], metadata["shrinkage"]) == ("none", 0)
     np.testing.assert_array_equal(clusters.targets, normalised(features))
+
+
+def noisy_blocks() -> np.ndarray:
+    """Six dimensions that tell the classes, six as loud that tell nothing and move together."""
+    random = np.random.default_rng(2)
+    noise = random.standard_normal((IMAGES, 1)) * np.array([2.0, -2.0, 2.0, 2.0, -2.0, 2.0])
+    return np.concatenate([features_of(spread=0.7)[:, :6], noise], axis=1).astype(np.float32)
+
+
+def test_blocks_that_tell_the_classes_apart_weigh_more_where_validation_gains(tmp_path: Path) -> None:
+    data, features = write_dataset(tmp_path / "dataset"), noisy_blocks()
+    metadata, clusters = run(tmp_path / "given", features, data, co_clusters=4)
+    assert metadata["block_gamma"] > 0
+    recalls = {way: metadata[f"validation_recall_at_1_{way}"] for way in ("none", "co_clustering", "k_means")}
+    assert recalls[metadata["adjusted_by"].replace("-", "_")] > recalls["none"]
+    louder = np.linalg.norm(normalised(features)[:, 6:]) / np.linalg.norm(np.asarray(clusters.targets)[:, 6:])
+    assert louder > 1.1, "the noise is weighted down"
+
+
+def test_without_labels_no_class_of_a_training_image_is_looked_at(tmp_path: Path) -> None:
+    features, data = noisy_blocks(), write_dataset(tmp_path / "dataset")
+    others = np.where(SPLIT == "train", (LABELS + np.arange(IMAGES) // 16) % CLASSES, LABELS)
+    renamed = write_dataset(tmp_path / "renamed", others)
+    _, one = run(tmp_path / "one", features, data, labels="none", co_clusters=4)
+    metadata, other = run(tmp_path / "other", features, renamed, labels="none", co_clusters=4)
+    assert metadata["block_gamma"] == 0
+    assert one.targets.tobytes() == other.targets.tobytes()
 
 
 def test_without_pairs_in_validation_nothing_is_adjusted_and_it_is_said(
@@ -159,6 +186,7 @@ def test_features_of_another_dataset_are_refused(tmp_path: Path) -> None:
         ({"shrinkage": "1.5"}, "shrinkage is '1.5'; give auto or a number from 0 to 1"),
         ({"shrinkage": "nan"}, "shrinkage is 'nan'"),
         ({"shrinkage": "much"}, "shrinkage is 'much'"),
+        ({"labels": "some"}, "Unknown labels 'some'; choose one of: given, none"),
         ({"nonnegative": "rleu"}, "Unknown nonnegative 'rleu'; choose one of: auto, root"),
     ],
 )

@@ -7,6 +7,7 @@ import torch
 
 from components.finetune_metric.params import Params
 from components.finetune_metric.step import finetune_metric
+from retrieval.adjusting import ADJUSTING
 from retrieval.clusters import load_clusters, save_clusters
 from retrieval.dataset import INDEX_SCHEMA, Dataset, save_dataset
 from retrieval.losses import LOSSES
@@ -79,13 +80,20 @@ def test_every_loss_trains_without_adjusting(tmp_path: Path, loss: str) -> None:
     assert outputs["loss"] == loss
     assert outputs["learning_rate"] == 0.01
     assert outputs["validation_recall_at_1"] == 1  # one class
+    assert outputs["adjust_by"] == "none"
 
 
 @pytest.mark.usefixtures("mlflow_home")
-def test_adjusting_alone_draws_the_network_to_the_targets(tmp_path: Path) -> None:
+@pytest.mark.parametrize("adjust_by", ADJUSTING)
+def test_adjusting_alone_draws_the_network_to_the_targets(
+    tmp_path: Path, adjust_by: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     dataset, clusters = write_inputs(tmp_path)
-    params = Params(**SMALL | {"adjust_epochs": 6, "metric_epochs": 0})
-    assert finetune_metric(params, dataset, clusters, tmp_path / "model")["model"]["validation_recall_at_1"] > 0.9
+    params = Params(**SMALL | {"adjust_epochs": 6, "metric_epochs": 0}, adjust_by=adjust_by)
+    outputs = finetune_metric(params, dataset, clusters, tmp_path / "model")["model"]
+    assert outputs["validation_recall_at_1"] > 0.9
+    assert outputs["adjust_by"] == adjust_by
+    assert f"finetune_metric: drawn to the adjusted features by {adjust_by}." in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("mlflow_home")
@@ -178,6 +186,7 @@ def test_channels_follow_from_the_two_ratios(given: dict[str, object], counts: t
         ({"adjust_epochs": 0, "metric_epochs": 0}, "nothing would be trained"),
         ({"images_per_class": 1}, "images_per_class is 1; a metric loss needs pairs"),
         ({"robust": "holes"}, "Unknown robust 'holes'; choose one of: none, missing"),
+        ({"adjust_by": "centers"}, "Unknown adjust_by 'centers'; choose one of: relations, clusters, centres"),
         ({"labels": "some"}, "Unknown labels 'some'; choose one of: given, none"),
         ({"label_rounds": 0}, "label_rounds is 0; it must be 1 or more"),
         ({"dimension": 0}, "dimension is 0; it must be 1 or more"),

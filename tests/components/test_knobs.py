@@ -4,8 +4,8 @@ import pytest
 
 from components import knobs
 from components.co_cluster.params import NONNEGATIVE
-from components.finetune_metric.params import LOSSES, POOL_KINDS, POOLINGS
-from retrieval import augmentation, backbones, devices, losses, networks, nonnegative, pooling
+from components.finetune_metric.params import ADJUST_BY, LOSSES, POOL_KINDS, POOLINGS
+from retrieval import adjusting, augmentation, backbones, devices, losses, networks, nonnegative, pooling
 
 
 def test_choices_are_those_of_the_tables() -> None:
@@ -14,6 +14,7 @@ def test_choices_are_those_of_the_tables() -> None:
     assert tuple(backbones.BACKBONES) == knobs.BACKBONES
     assert devices.DEVICES == knobs.DEVICES
     assert ("auto", *losses.LOSSES) == LOSSES
+    assert tuple(adjusting.ADJUSTING) == ADJUST_BY
     assert ("auto", *pooling.POOLINGS) == POOLINGS
     assert tuple(networks.MAP_POOLS) == POOL_KINDS
     assert ("auto", *nonnegative.NONNEGATIVE) == NONNEGATIVE

@@ -14,15 +14,15 @@ import torch.multiprocessing as multiprocessing
 from torch import nn
 
 from retrieval import distributed
+from retrieval.adjusting import ADJUSTING, adjusting_objective
 from retrieval.augmentation import named_augmentation
 from retrieval.dataset import INDEX_SCHEMA, Dataset, save_dataset
 from retrieval.image_batches import ImageBatches
 from retrieval.losses import MetricObjective
-from retrieval.relations import Relations
 from retrieval.training import ByLabel, Schedule, fit
 
 CPU = torch.device("cpu")
-CASES = ["normalised_softmax", "multi_similarity", "relations", "plain"]
+CASES = ["normalised_softmax", "multi_similarity", "plain", *ADJUSTING]
 
 
 def make_dataset(folder: Path) -> Dataset:
@@ -46,8 +46,11 @@ def train_in_float32(case: str, dataset: Dataset, seed_of_weights: int) -> dict[
     torch.manual_seed(seed_of_weights)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 8))
     labels = torch.arange(30) % 5
-    objective: nn.Module = Relations(torch.randn((30, 5), generator=torch.Generator().manual_seed(1)))
-    if case != "relations":
+    objective: nn.Module
+    if case in ADJUSTING:
+        targets = torch.randn((30, 5), generator=torch.Generator().manual_seed(1))
+        objective = adjusting_objective(case, targets, labels, 8)
+    else:
         objective = ByLabel(MetricObjective("normalised_softmax" if case == "plain" else case, 5, 8))
     told: list[int] = []
     history = fit(
@@ -61,7 +64,7 @@ def train_in_float32(case: str, dataset: Dataset, seed_of_weights: int) -> dict[
         augment=named_augmentation("none"),
         device=CPU,
         name="test",
-        balanced=None if case in ("plain", "relations") else (5, 2),
+        balanced=None if case in ("plain", *ADJUSTING) else (5, 2),
         on_epoch=lambda epoch, _: told.append(epoch),
     )
     assert told == ([0, 1] if distributed.is_first() else [])
