@@ -189,7 +189,7 @@ def test_hidden_parts_are_a_block_a_strip_or_cells_of_a_grid_in_half_of_the_imag
         elif rectangle:
             found["block"] += 1
         else:
-            assert torch.equal(cells.all(-1), cells.any(-1))
+            assert int((cells.any(-1) & ~cells.all(-1)).sum()) <= 1  # the last one, cut to the share
             found["cells"] += 1
     assert min(found.values()) > 90
 
