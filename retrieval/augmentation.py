@@ -278,7 +278,7 @@ def choose_augmentation(images: Tensor, labels: Tensor, asked: str = "auto") -> 
     if asked != "auto":
         named_augmentation(asked)
         return Choice(asked, f"augmentation {asked}: asked for.", {})
-    chosen = torch.arange(0, len(images), max(1, len(images) // IMAGES_TO_JUDGE))
+    chosen = evenly_spaced(len(images))
     upright, mirrored, queries, chance = _mirror_test(images[chosen], labels[chosen])
     facts = {"upright_accuracy": upright, "mirrored_accuracy": mirrored, "chance": chance, "queries": queries}
     seen = (
@@ -289,6 +289,11 @@ def choose_augmentation(images: Tensor, labels: Tensor, asked: str = "auto") -> 
     if mirrored < MIRRORED_SHARE * upright:
         return Choice("shift", f"augmentation shift, no mirroring: {seen}.", facts)
     return Choice("crop_flip", f"augmentation crop_flip, mirroring allowed: {seen}.", facts)
+
+
+def evenly_spaced(count: int) -> Tensor:
+    """Of so many images those that an augmentation is chosen by, about IMAGES_TO_JUDGE: (at most count,) int64."""
+    return torch.arange(0, count, max(1, count // IMAGES_TO_JUDGE))
 
 
 def _mirror_test(images: Tensor, labels: Tensor) -> tuple[float, float, int, float]:

@@ -10,14 +10,15 @@ from torch import Tensor
 from components.finetune_softmax.params import Params
 from components.launch import InputPath, OutputPath, Outputs, launch
 from retrieval import distributed
-from retrieval.augmentation import IMAGES_TO_JUDGE, choose_augmentation, named_augmentation
+from retrieval.augmentation import choose_augmentation, evenly_spaced, named_augmentation
 from retrieval.cosine_layer import CosineLayer, class_centres
 from retrieval.dataset import Dataset
 from retrieval.devices import describe, pick_device
 from retrieval.features import embed
 from retrieval.image_batches import ImageBatches
 from retrieval.metrics import recall_at_1
-from retrieval.models import EmbeddingModel, load_model, read_model_manifest, save_model
+from retrieval.model_folder import read_model_manifest
+from retrieval.models import EmbeddingModel, load_model, save_model
 from retrieval.refinement import STRENGTHS, Refinement, choose_refinement, learn_refinement
 from retrieval.tracking import StepRun, step_run
 from retrieval.training import History, Schedule, fit
@@ -161,7 +162,7 @@ def fine_tune(
     network: EmbeddingModel, layer: CosineLayer, images: ImageBatches, labels: Tensor, params: Params, run: StepRun
 ) -> History:
     """Train the network and the layer with a falling rate, weight decay and smoothed labels; log the curve."""
-    some = torch.arange(0, len(labels), max(1, len(labels) // IMAGES_TO_JUDGE))
+    some = evenly_spaced(len(labels))
     augment = choose_augmentation(images.get(some), labels[some].to(images.device), params.augment)
     distributed.say(f"finetune_softmax: {images.describe()}; {augment.why}")
     run.log_params({"chosen_augment": augment.value})

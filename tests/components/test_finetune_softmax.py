@@ -10,7 +10,8 @@ from components.finetune_softmax.step import Candidate, better_of, finetune_soft
 from retrieval.dataset import INDEX_SCHEMA, Dataset, save_dataset
 from retrieval.features import embed
 from retrieval.metrics import recall_at_1
-from retrieval.models import ModelConfig, build_network, load_model, read_model_manifest, save_model
+from retrieval.model_folder import read_model_manifest
+from retrieval.models import ModelConfig, build_network, load_model, save_model
 
 SMALL = {"batch_size": 10, "softmax_epochs": 15, "softmax_learning_rate": 0.05}
 
