@@ -78,7 +78,7 @@ def finetune_softmax(params: Params, dataset: InputPath, model: InputPath, tuned
         described = {"epochs": params.softmax_epochs, "dimension": chosen.model.dimension, **numbers}
         made_from = {"dataset": data.digest, "model": read_model_manifest(model).digest}
         decided = {
-            "softmax": chosen.name,
+            "softmax": "fine-tuned" if chosen is after else "as it came",
             "softmax_why": verdict,
             "refinement": chosen.model.config.refined_strength if chosen.model.config.refined_dimension else "none",
             "refinement_why": chosen.refinement_why,
@@ -154,7 +154,7 @@ def pass_through(network: EmbeddingModel, data: Dataset, model: InputPath, tuned
     distributed.say(f"finetune_softmax: {why}")
     manifest = read_model_manifest(model)
     made_from = {"dataset": data.digest, "model": manifest.digest}
-    save_model(tuned_model, network.cpu(), made_from, {**manifest.facts, "softmax": why})
+    save_model(tuned_model, network.cpu(), made_from, {**manifest.facts, "softmax": "as it came", "softmax_why": why})
     return {"tuned_model": {"epochs": 0, "dimension": network.dimension, "softmax": why}}
 
 

@@ -55,7 +55,7 @@ def test_it_raises_the_network_and_says_so(tmp_path: Path, capsys: pytest.Captur
     assert "refinement " in shown
     tuned, manifest = load_model(tmp_path / "tuned"), read_model_manifest(tmp_path / "tuned")
     assert tuned.dimension == outputs["dimension"]
-    assert manifest.facts["softmax"] == ("after" if after > before else "before")
+    assert manifest.facts["softmax"] == ("fine-tuned" if after > before else "as it came")
     data = Dataset(dataset)
     rows = data.rows("validation")
     found = recall_at_1(embed(tuned, data, rows, torch.device("cpu")), torch.from_numpy(data.labels[rows]))
@@ -151,6 +151,7 @@ def test_without_labels_the_model_goes_on_as_it_came(tmp_path: Path, capsys: pyt
     outputs = finetune_softmax(Params(**SMALL, labels="none"), dataset, model, tmp_path / "tuned")["tuned_model"]
     assert "labels=none: no classes to put a softmax layer over" in capsys.readouterr().out
     assert outputs["epochs"] == 0
+    assert read_model_manifest(tmp_path / "tuned").facts["softmax"] == "as it came"
     weights = [(folder / "weights.safetensors").read_bytes() for folder in (model, tmp_path / "tuned")]
     assert weights[0] == weights[1]
     assert read_model_manifest(tmp_path / "tuned").made_from["model"] == read_model_manifest(model).digest
