@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 from torch.nn import functional
 
 from retrieval.choices import Choice
+from retrieval.occlusion import SHAPES
 
 Augmentation = Callable[[Tensor, Generator], Tensor]
 
@@ -24,7 +25,6 @@ BLEND = 0.9  # brightness, contrast, saturation and sharpness are 1 - BLEND to 1
 POSTERIZED_BITS = (4, 7)  # kept of each colour's 8
 GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL and torchvision weigh R, G and B
 HIDDEN_SHARE = 0.6  # most of an image that `hide_parts` takes away
-HIDDEN_CELLS = 4  # scattered patches are cells of a grid of so many rows and columns
 MIRRORED_SHARE = 0.8  # of the correct answers that must survive mirroring
 IMAGES_TO_JUDGE = 10_000
 
@@ -186,35 +186,22 @@ def refilter(images: Tensor, choice: Tensor, strengths: Tensor) -> Tensor:
 def hide_parts(images: Tensor, generator: Generator) -> Tensor:
     """Hide up to HIDDEN_SHARE of a random half of the images: what images with missing parts look like.
 
-    An image loses one square block, a strip from one of its sides, or scattered cells of a grid, each a third of the
-    time. In their place comes the mean colour of the batch, which tells nothing of the image.
+    An image loses a block, one of its sides or scattered patches, each a third of the time: the shapes by which models
+    are measured (retrieval/occlusion.py). In their place comes the mean colour of the batch, which tells nothing of the
+    image.
 
     Args:
         images: (b, 3, h, w) float in [0, 1].
         generator: of the images' device.
     """
     count, _, height, width = images.shape
-    draw = torch.rand((4, count, 1), generator=generator, device=images.device)
-    share = HIDDEN_SHARE * draw[0]
-    side = torch.randint(4, (count, 1), generator=generator, device=images.device)
-    tall, wide = torch.where(side < 2, share, 1.0), torch.where(side < 2, 1.0, share)  # from the top or bottom, or not
-    strip = _inside(height, tall, side % 2)[:, :, None] & _inside(width, wide, side % 2)[:, None, :]
-    block = _inside(height, share.sqrt(), draw[1])[:, :, None] & _inside(width, share.sqrt(), draw[2])[:, None, :]
-    shapes = torch.stack([block, strip, _scattered(images, share, generator)])  # (3, b, h, w)
-    kinds = torch.randint(3, (count,), generator=generator, device=images.device)
-    hidden = shapes[kinds, torch.arange(count, device=images.device)] & (draw[3, :, :, None] < 0.5)
+    shares, chance = torch.rand((2, count), generator=generator, device=images.device)
+    shares = HIDDEN_SHARE * shares * (chance < 0.5)
+    kinds = torch.randint(len(SHAPES), (count,), generator=generator, device=images.device)
+    hidden = torch.zeros((count, height, width), dtype=torch.bool, device=images.device)
+    for number, mask in enumerate(SHAPES.values()):
+        hidden |= mask(shares * (kinds == number), height, width, generator)
     return torch.where(hidden[:, None], images.mean(dim=(0, 2, 3), keepdim=True), images)
-
-
-def _scattered(images: Tensor, share: Tensor, generator: Generator) -> Tensor:
-    """Random cells of a grid that make up the given share of the image, (b, 1): (b, h, w) bool."""
-    count, _, height, width = images.shape
-    cells = HIDDEN_CELLS**2
-    ranks = torch.rand((count, cells), generator=generator, device=images.device).argsort(dim=1)
-    chosen = (ranks < (share * cells).round()).view(count, HIDDEN_CELLS, HIDDEN_CELLS)
-    rows = torch.arange(height, device=images.device) * HIDDEN_CELLS // height
-    columns = torch.arange(width, device=images.device) * HIDDEN_CELLS // width
-    return chosen[:, rows[:, None], columns[None]]
 
 
 def none(images: Tensor, generator: Generator) -> Tensor:  # noqa: ARG001
@@ -291,7 +278,7 @@ def choose_augmentation(images: Tensor, labels: Tensor, asked: str = "auto") -> 
     if asked != "auto":
         named_augmentation(asked)
         return Choice(asked, f"augmentation {asked}: asked for.", {})
-    chosen = torch.arange(0, len(images), max(1, len(images) // IMAGES_TO_JUDGE))
+    chosen = evenly_spaced(len(images))
     upright, mirrored, queries, chance = _mirror_test(images[chosen], labels[chosen])
     facts = {"upright_accuracy": upright, "mirrored_accuracy": mirrored, "chance": chance, "queries": queries}
     seen = (
@@ -302,6 +289,11 @@ def choose_augmentation(images: Tensor, labels: Tensor, asked: str = "auto") -> 
     if mirrored < MIRRORED_SHARE * upright:
         return Choice("shift", f"augmentation shift, no mirroring: {seen}.", facts)
     return Choice("crop_flip", f"augmentation crop_flip, mirroring allowed: {seen}.", facts)
+
+
+def evenly_spaced(count: int) -> Tensor:
+    """Of so many images those that an augmentation is chosen by, about IMAGES_TO_JUDGE: (at most count,) int64."""
+    return torch.arange(0, count, max(1, count // IMAGES_TO_JUDGE))
 
 
 def _mirror_test(images: Tensor, labels: Tensor) -> tuple[float, float, int, float]:

@@ -13,12 +13,11 @@ from torch.nn.functional import interpolate
 from retrieval.backbones import BACKBONES, IMAGENET_MEAN, IMAGENET_STD, Backbone
 from retrieval.integration import Integration
 from retrieval.layer_shapes import AUTO_POOLING, FOUR_LAYER
-from retrieval.manifest import Manifest, read_manifest, write_manifest
+from retrieval.manifest import Manifest, write_manifest
+from retrieval.model_folder import CONFIG, FORMAT_VERSION, KIND, WEIGHTS, read_model_manifest
 from retrieval.networks import FourLayer
 from retrieval.refinement import Refinement
 
-KIND, FORMAT_VERSION = "model", 2
-WEIGHTS, CONFIG = "weights.safetensors", "config.json"
 HEADS = ("linear", "integrated", "none")
 
 
@@ -236,11 +235,6 @@ def load_config(folder: Path) -> ModelConfig:
         raise ValueError(f"{folder / CONFIG} has the option '{unknown[0]}', which this version does not know.")
     given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     return ModelConfig(**given)
-
-
-def read_model_manifest(folder: Path) -> Manifest:
-    """The manifest of a model folder, checked against its files; its digest is the model's."""
-    return read_manifest(folder, KIND, FORMAT_VERSION)
 
 
 def _four_layer(config: ModelConfig) -> tuple[FourLayer, nn.Module]:

@@ -1,52 +1,64 @@
-"""Hides parts of images, as things in front of a camera do: by how much, and in which shape."""
+"""Hides parts of images, as things in front of a camera do: by how much, and in which shape.
+
+To measure a model (retrieval/robustness.py) and to train one (augmentation.hide_parts) the same shapes are drawn.
+"""
 
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 GRID = 4  # cells a side that scattered patches fall into
 
-Mask = Callable[[int, int, int, float, torch.Generator], Tensor]  # images, height, width, share -> (b, h, w) bool
+# (b,) float shares, height, width, generator -> (b, h, w) bool; all on the generator's device
+Mask = Callable[[Tensor, int, int, Generator], Tensor]
 
 
-def block(images: int, height: int, width: int, share: float, generator: torch.Generator) -> Tensor:
+def block(shares: Tensor, height: int, width: int, generator: Generator) -> Tensor:
     """One square anywhere in each image (a rectangle of its proportions where the image is none): (b, h, w) bool."""
-    rows = round(height * share**0.5)
-    columns = min(width, round(share * height * width / rows)) if rows else 0
-    top = torch.randint(height - rows + 1, (images, 1), generator=generator)
-    left = torch.randint(width - columns + 1, (images, 1), generator=generator)
-    down, across = torch.arange(height), torch.arange(width)
-    in_rows = (down >= top) & (down < top + rows)  # (b, h)
-    in_columns = (across >= left) & (across < left + columns)  # (b, w)
+    rows = (height * shares.sqrt()).round()
+    columns = (shares * height * width / rows.clamp(min=1)).round().clamp(max=width) * (rows > 0)
+    down, across = torch.rand((2, len(shares)), generator=generator, device=generator.device)
+    in_rows = _interval(height, (down * (height - rows + 1)).floor(), rows)
+    in_columns = _interval(width, (across * (width - columns + 1)).floor(), columns)
     return in_rows.unsqueeze(2) & in_columns.unsqueeze(1)
 
 
-def side(images: int, height: int, width: int, share: float, generator: torch.Generator) -> Tensor:
+def side(shares: Tensor, height: int, width: int, generator: Generator) -> Tensor:
     """From the left, the right, the top or the bottom of each image on, a share of it; of 0.5, half: (b, h, w) bool."""
-    rows, columns = round(height * share), round(width * share)
-    down, across = torch.arange(height).view(-1, 1), torch.arange(width)
-    whole = torch.zeros(height, width, dtype=torch.bool)
-    parts = [down < rows, down >= height - rows, across < columns, across >= width - columns]
-    sides = torch.stack([whole | part for part in parts])  # (4, h, w)
-    return sides[torch.randint(4, (images,), generator=generator)]
+    drawn = torch.randint(4, (len(shares),), generator=generator, device=generator.device)
+    vertical, from_end = drawn < 2, drawn % 2
+    rows = (height * torch.where(vertical, shares, 1)).round()
+    columns = (width * torch.where(vertical, 1, shares)).round()
+    in_rows = _interval(height, from_end * (height - rows), rows)
+    in_columns = _interval(width, from_end * (width - columns), columns)
+    return in_rows.unsqueeze(2) & in_columns.unsqueeze(1)
 
 
-def patches(images: int, height: int, width: int, share: float, generator: torch.Generator) -> Tensor:
+def patches(shares: Tensor, height: int, width: int, generator: Generator) -> Tensor:
     """Cells of a 4 x 4 grid, drawn for each image; of the last one only as much as the share wants: (b, h, w) bool."""
-    down, across = torch.arange(height) * GRID // height, torch.arange(width) * GRID // width
-    cell = (down.view(-1, 1) * GRID + across).flatten()  # (h w)
-    turn = torch.rand(images, GRID * GRID, generator=generator).argsort(1)  # when each cell is hidden
-    first = (turn[:, cell] * cell.numel() + torch.arange(cell.numel())).argsort(1)
-    hidden = torch.zeros(images, cell.numel(), dtype=torch.bool)
-    hidden.scatter_(1, first[:, : round(share * cell.numel())], True)
-    return hidden.view(images, height, width)
+    device = generator.device
+    row_cell, column_cell = (torch.arange(length, device=device) * GRID // length for length in (height, width))
+    cell = (row_cell.unsqueeze(1) * GRID + column_cell).flatten()  # (h w)
+    pixels = torch.bincount(cell, minlength=GRID * GRID)
+    within = cell.argsort(stable=True).argsort() - (pixels.cumsum(0) - pixels)[cell]  # number of a pixel in its cell
+    order = torch.rand((len(shares), GRID * GRID), generator=generator, device=device).argsort(1)
+    before = pixels[order].cumsum(1) - pixels[order]  # pixels of the cells that are hidden before
+    first = torch.empty_like(before).scatter_(1, order, before)  # (b, cells)
+    hidden = first[:, cell] + within < (shares * height * width).round().unsqueeze(1)
+    return hidden.view(-1, height, width)
+
+
+def _interval(length: int, start: Tensor, extent: Tensor) -> Tensor:
+    """Which rows or columns lie from `start`, (b,), on, so many of them: (b, length) bool."""
+    place = torch.arange(length, device=start.device)
+    return (place >= start.unsqueeze(1)) & (place < (start + extent).unsqueeze(1))
 
 
 SHAPES: dict[str, Mask] = {"block": block, "side": side, "patches": patches}
 
 
-def hide(images: Tensor, shape: str, share: float, fill: Tensor, generator: torch.Generator) -> Tensor:
+def hide(images: Tensor, shape: str, share: float, fill: Tensor, generator: Generator) -> Tensor:
     """Hide a share of every image, at a place of its own.
 
     Args:
@@ -68,5 +80,6 @@ def hide(images: Tensor, shape: str, share: float, fill: Tensor, generator: torc
         raise ValueError(f"share is {share}; it must be from 0 to 1.")
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images are {tuple(images.shape)} of {images.dtype}; need (b, 3, h, w) of torch.uint8.")
-    mask = SHAPES[shape](len(images), images.shape[2], images.shape[3], share, generator).to(images.device)
+    shares = torch.full((len(images),), share, device=generator.device)
+    mask = SHAPES[shape](shares, images.shape[2], images.shape[3], generator).to(images.device)
     return torch.where(mask.unsqueeze(1), fill.to(images.device).view(1, 3, 1, 1), images)

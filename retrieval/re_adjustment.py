@@ -143,7 +143,7 @@ def choose_adjustment(
     by, gamma, strength = best_option
     chosen = Adjustment(by, gamma, strength, measured, "")
     best = {way: chosen.best_of(way) for way in (NONE, *groupings)}
-    shown = ", ".join(f"{way} {recall:.4f}" for way, recall in best.items() if recall is not None)
+    shown = ", ".join(f"{way} {recall:.1%}" for way, recall in best.items() if recall is not None)
     control = max(recall for way, recall in best.items() if recall is not None and way != CO_CLUSTERING)
     verdict = "does not beat" if by != CO_CLUSTERING else "beats" if measured[best_option] > control else "equals"
     return Adjustment(

@@ -125,7 +125,7 @@ def choose_refinement(
         way: recall_at_1(held_out if refinement is None else refinement(held_out)) for way, refinement in tried.items()
     }
     best = max((way for way in tried if not (forced and way == "none")), key=lambda way: measured[way])
-    shown = ", ".join(f"{way} {recall:.4f}" for way, recall in measured.items())
+    shown = ", ".join(f"{way} {recall:.1%}" for way, recall in measured.items())
     asked = "asked for" if forced else "the best"
     return RefinementChoice(
         tried[best], measured[best], measured, f"refinement {best}: {asked} by R@1 on validation ({shown})"

@@ -26,7 +26,8 @@ class ImageEmbedder(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the network from the artifact `model`, on the CPU."""
-        from retrieval.models import load_model, read_model_manifest
+        from retrieval.model_folder import read_model_manifest
+        from retrieval.models import load_model
 
         folder = Path(context.artifacts["model"])
         self.network = load_model(folder)

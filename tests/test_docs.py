@@ -31,8 +31,14 @@ LESS_WORK = {
     "max_quarantined_fraction": "0.2",  # digits of 8 x 8 repeat
     "classifier": "squeezenet1_0",
     "pretrain_epochs": "0",
+    "channels": "[16]",
+    "adjust_epochs": "1",
     "metric_epochs": "2",
     "softmax_epochs": "1",
+    "bootstrap_resamples": "200",
+    "threshold_trials": "20",
+    "occlusion_queries": "50",
+    "gallery_queries": "6",
 }
 
 

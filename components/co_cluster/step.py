@@ -68,10 +68,10 @@ def co_cluster(params: Params, dataset: InputPath, features: InputPath, clusters
         pictures = draw(clusters, fitted, data, values, image_clusters)
         targets = adjusted(values, adjustment, groupings, assigned)
         made_from = {"dataset": data.digest, "features": loaded.manifest.digest}
-        facts = described | {"clusters_why": fitted.why, "adjusted_why": adjustment.why}
+        facts = described | {"clusters_why": fitted.why, "adjusted_by_why": adjustment.why}
         save_clusters(clusters, targets, image_clusters, fitted.dimension_clusters, made_from, facts)
         run.log_metrics({name: value for name, value in described.items() if not isinstance(value, str)})
-        run.set_tags({"clusters_why": fitted.why, "adjusted_why": adjustment.why})
+        run.set_tags({"clusters_why": fitted.why, "adjusted_by_why": adjustment.why})
         for picture in pictures:
             run.log_artifact(picture, "clusters")
     return {"clusters": described}

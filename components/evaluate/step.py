@@ -18,7 +18,7 @@ from retrieval.feature_map import feature_map
 from retrieval.features import load_features
 from retrieval.manifest import Manifest
 from retrieval.measurement import Embed, Options, judge
-from retrieval.models import read_model_manifest
+from retrieval.model_folder import read_model_manifest
 from retrieval.report import render_report
 from retrieval.robustness import further_dataset, missing_parts, open_datasets
 from retrieval.similarity import feature_learning

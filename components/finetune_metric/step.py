@@ -8,7 +8,7 @@ from components.finetune_metric.params import Params
 from components.launch import InputPath, OutputPath, Outputs, launch
 from retrieval import distributed
 from retrieval.adjusting import adjusting_objective
-from retrieval.augmentation import IMAGES_TO_JUDGE, choose_augmentation, named_augmentation
+from retrieval.augmentation import choose_augmentation, evenly_spaced, named_augmentation
 from retrieval.backbones import enlarged_size
 from retrieval.choices import Choice, choose_learning_rate, choose_loss, measure_classes
 from retrieval.clusters import Clusters, load_clusters
@@ -102,7 +102,7 @@ def targets_of(clusters: Clusters, rows: np.ndarray, data: Dataset) -> Tensor:
 def decide(params: Params, targets: Tensor, labels: Tensor, images: ImageBatches, run: StepRun) -> dict[str, Choice]:
     """Loss, learning rate and augmentation: what was asked for, or what the data say; logged with the reasons."""
     classes, per_class = batch_of(params, labels)
-    some = torch.arange(0, len(labels), max(1, len(labels) // IMAGES_TO_JUDGE))
+    some = evenly_spaced(len(labels))
     chosen = {
         "loss": choose_loss(measure_classes(targets, labels), params.loss),
         "learning_rate": choose_learning_rate(params.dimension, classes * per_class, params.learning_rate),

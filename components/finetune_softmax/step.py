@@ -10,14 +10,15 @@ from torch import Tensor
 from components.finetune_softmax.params import Params
 from components.launch import InputPath, OutputPath, Outputs, launch
 from retrieval import distributed
-from retrieval.augmentation import IMAGES_TO_JUDGE, choose_augmentation, named_augmentation
+from retrieval.augmentation import choose_augmentation, evenly_spaced, named_augmentation
 from retrieval.cosine_layer import CosineLayer, class_centres
 from retrieval.dataset import Dataset
 from retrieval.devices import describe, pick_device
 from retrieval.features import embed
 from retrieval.image_batches import ImageBatches
 from retrieval.metrics import recall_at_1
-from retrieval.models import EmbeddingModel, load_model, read_model_manifest, save_model
+from retrieval.model_folder import read_model_manifest
+from retrieval.models import EmbeddingModel, load_model, save_model
 from retrieval.refinement import STRENGTHS, Refinement, choose_refinement, learn_refinement
 from retrieval.tracking import StepRun, step_run
 from retrieval.training import History, Schedule, fit
@@ -77,7 +78,7 @@ def finetune_softmax(params: Params, dataset: InputPath, model: InputPath, tuned
         described = {"epochs": params.softmax_epochs, "dimension": chosen.model.dimension, **numbers}
         made_from = {"dataset": data.digest, "model": read_model_manifest(model).digest}
         decided = {
-            "softmax": chosen.name,
+            "softmax": "fine-tuned" if chosen is after else "as it came",
             "softmax_why": verdict,
             "refinement": chosen.model.config.refined_strength if chosen.model.config.refined_dimension else "none",
             "refinement_why": chosen.refinement_why,
@@ -153,7 +154,7 @@ def pass_through(network: EmbeddingModel, data: Dataset, model: InputPath, tuned
     distributed.say(f"finetune_softmax: {why}")
     manifest = read_model_manifest(model)
     made_from = {"dataset": data.digest, "model": manifest.digest}
-    save_model(tuned_model, network.cpu(), made_from, {**manifest.facts, "softmax": why})
+    save_model(tuned_model, network.cpu(), made_from, {**manifest.facts, "softmax": "as it came", "softmax_why": why})
     return {"tuned_model": {"epochs": 0, "dimension": network.dimension, "softmax": why}}
 
 
@@ -161,7 +162,7 @@ def fine_tune(
     network: EmbeddingModel, layer: CosineLayer, images: ImageBatches, labels: Tensor, params: Params, run: StepRun
 ) -> History:
     """Train the network and the layer with a falling rate, weight decay and smoothed labels; log the curve."""
-    some = torch.arange(0, len(labels), max(1, len(labels) // IMAGES_TO_JUDGE))
+    some = evenly_spaced(len(labels))
     augment = choose_augmentation(images.get(some), labels[some].to(images.device), params.augment)
     distributed.say(f"finetune_softmax: {images.describe()}; {augment.why}")
     run.log_params({"chosen_augment": augment.value})

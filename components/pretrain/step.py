@@ -10,7 +10,7 @@ from torch import Tensor
 from components.launch import InputPath, OutputPath, Outputs, launch
 from components.pretrain.params import Params
 from retrieval import distributed
-from retrieval.augmentation import choose_augmentation, named_augmentation
+from retrieval.augmentation import choose_augmentation, evenly_spaced, named_augmentation
 from retrieval.backbones import IMAGENET_MEAN, IMAGENET_STD, least_image_size
 from retrieval.class_layer import ClassLayer
 from retrieval.colours import colour_statistics
@@ -25,8 +25,6 @@ from retrieval.tracking import StepRun, step_run
 from retrieval.training import History, Schedule, fit
 from retrieval.weights import load_weights
 
-IMAGES_TO_JUDGE = 10_000  # of which the augmentation is decided
-
 
 def pretrain(params: Params, dataset: InputPath, backbone: OutputPath, features: OutputPath) -> Outputs:
     """Build the classifier, train it on the training images, integrate its features, embed every image."""
@@ -34,7 +32,7 @@ def pretrain(params: Params, dataset: InputPath, backbone: OutputPath, features:
     distributed.setup(device)
     data = Dataset(dataset)
     train = data.rows("train")
-    _say(_what_was_read(data, train, params, device))
+    distributed.say(_what_was_read(data, train, params, device))
     with step_run("pretrain", params) as run:
         torch.manual_seed(params.seed)
         network = build_network(classifier_config(params, data, train))
@@ -64,7 +62,9 @@ def classifier_config(params: Params, data: Dataset, train: np.ndarray) -> Model
     least = least_image_size(params.classifier, params.backbone_depths)
     size = params.backbone_image_size or max(data.image_size, least)
     if size != data.image_size:
-        _say(f"pretrain: images of {data.image_size} px are brought to {size} px inside {params.classifier}.")
+        distributed.say(
+            f"pretrain: images of {data.image_size} px are brought to {size} px inside {params.classifier}."
+        )
     from_scratch = params.weights == "none"
     mean, std = colour_statistics(data, train) if from_scratch else (IMAGENET_MEAN, IMAGENET_STD)
     return ModelConfig(
@@ -91,15 +91,17 @@ def fine_tune(
     if not params.pretrain_epochs:
         return History()
     if params.labels == "none":
-        _say(f"pretrain: labels=none: {params.classifier} stays as it is; only a classifier of classes could train it.")
+        distributed.say(
+            f"pretrain: labels=none: {params.classifier} stays as it is; only a classifier of classes could train it."
+        )
         return History()
     images = ImageBatches(data, train, device)
     _, labels = np.unique(data.labels[train], return_inverse=True)
     targets = torch.from_numpy(labels)
-    some = torch.arange(0, len(train), max(1, len(train) // IMAGES_TO_JUDGE))
+    some = evenly_spaced(len(train))
     augment = choose_augmentation(images.get(some), targets[some].to(device), params.augment)
     warmup = warmup_epochs(params)
-    _say(f"pretrain: {images.describe()}; {augment.why}")
+    distributed.say(f"pretrain: {images.describe()}; {augment.why}")
     run.log_params({"pretrain_augment_chosen": augment.value, "pretrain_warmup_epochs_chosen": warmup})
     layer = ClassLayer(network.dimension, int(labels.max()) + 1)
 
@@ -130,7 +132,7 @@ def warmup_epochs(params: Params) -> int:
     """Epochs in which the network is frozen: as asked for, but none from scratch, which is said."""
     if params.weights != "none" or not params.pretrain_warmup_epochs:
         return params.pretrain_warmup_epochs
-    _say(
+    distributed.say(
         f"pretrain: {params.classifier} from scratch: no warm-up, as the features of a random network are not worth "
         "a softmax layer of their own."
     )
@@ -142,7 +144,7 @@ def integrated(network: EmbeddingModel, pooled: Tensor, params: Params, device: 
     head = learn_integration(pooled, network.backbone.widths, params.feature_dimension, params.feature_power, device)
     dimension = head.projection.shape[1]
     if dimension < params.feature_dimension:
-        _say(
+        distributed.say(
             f"pretrain: feature_dimension is {dimension}, not {params.feature_dimension}: {len(pooled)} training "
             f"images with {pooled.shape[1]} features of {params.classifier} span no more."
         )
@@ -167,13 +169,15 @@ def validation_numbers(data: Dataset, pooled: Tensor, values: Tensor, widths: di
     rows = data.rows("validation")
     labels = torch.from_numpy(data.labels[rows])
     if len(rows) == len(labels.unique()):
-        _say(f"pretrain: {len(rows)} validation images have no two of a class; R@1 is not measured.")
+        distributed.say(f"pretrain: {len(rows)} validation images have no two of a class; R@1 is not measured.")
         return {}
     parts = pooled[rows].split(list(widths.values()), dim=1)
     depths = {depth: recall_at_1(part, labels) for depth, part in zip(widths, parts, strict=True)}
     together, integrated = recall_at_1(pooled[rows], labels), recall_at_1(values[rows], labels)
     alone = ", ".join(f"depth {depth} alone {recall:.1%}" for depth, recall in depths.items())
-    _say(f"pretrain: R@1 on validation: {alone}; laid end to end {together:.1%}; integrated {integrated:.1%}.")
+    distributed.say(
+        f"pretrain: R@1 on validation: {alone}; laid end to end {together:.1%}; integrated {integrated:.1%}."
+    )
     return {
         "validation_recall_at_1": integrated,
         "validation_recall_at_1_pooled": together,
@@ -196,11 +200,6 @@ def _what_was_read(data: Dataset, train: np.ndarray, params: Params, device: tor
         f"pretrain: {len(data):,} images of {data.image_size} px, {len(train):,} of {classes} classes to train on; "
         f"{params.classifier} from {params.weights}; {describe(device)}; seed {params.seed}."
     )
-
-
-def _say(line: str) -> None:
-    if distributed.is_first():
-        print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -13,11 +13,11 @@ from retrieval.evaluation import KIND as EVALUATION_KIND
 from retrieval.evaluation import Evaluation, load_evaluation
 from retrieval.gate import Evidence, Verdict, decide
 from retrieval.manifest import file_digest, read_manifest, write_manifest
+from retrieval.model_folder import read_model_manifest
 from retrieval.registry import ModelVersion
 from retrieval.tracking import PIPELINE_RUN, code_version, pipeline_run, step_run
 
 KIND, FORMAT_VERSION, DECISION = "decision", 1, "decision.json"
-MODEL_KIND, MODEL_FORMAT_VERSION = "model", 2  # of retrieval.models, which needs torch
 
 
 def promote(
@@ -28,7 +28,7 @@ def promote(
     The same model again makes no second version. Where it is champion already, only what was measured is recorded anew,
     so that a champion that was measured on new test images can be compared on them.
     """
-    name, model = params.registered_model, read_manifest(tuned_model, MODEL_KIND, MODEL_FORMAT_VERSION)
+    name, model = params.registered_model, read_model_manifest(tuned_model)
     measured, numbers = load_evaluation(evaluation), read_manifest(evaluation, EVALUATION_KIND, EVALUATION_FORMAT)
     if measured.model_digest != model.digest:
         raise ValueError(

@@ -63,7 +63,7 @@ def test_every_image_and_dimension_gets_its_cluster_and_every_image_its_target(t
     assert metadata["purity"] == metadata["nmi"] == pytest.approx(1)
     assert metadata["clusters"] == 4
     assert metadata["leading_singular_value"] == pytest.approx(1, abs=1e-5)
-    assert clusters.manifest.facts["adjusted_why"]
+    assert clusters.manifest.facts["adjusted_by_why"]
     features = load_features(tmp_path / "features")
     assert clusters.manifest.made_from["features"] == features.manifest.digest
 

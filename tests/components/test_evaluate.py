@@ -17,7 +17,8 @@ from retrieval.dataset import Dataset, save_dataset
 from retrieval.evaluation import load_evaluation, load_queries
 from retrieval.features import embed, save_features
 from retrieval.manifest import file_digest
-from retrieval.models import ModelConfig, build_network, load_model, read_model_manifest, save_model
+from retrieval.model_folder import read_model_manifest
+from retrieval.models import ModelConfig, build_network, load_model, save_model
 from retrieval.robustness import HIDDEN
 from retrieval.tracking import client
 

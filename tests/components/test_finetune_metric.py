@@ -11,7 +11,8 @@ from retrieval.adjusting import ADJUSTING
 from retrieval.clusters import load_clusters, save_clusters
 from retrieval.dataset import INDEX_SCHEMA, Dataset, save_dataset
 from retrieval.losses import LOSSES
-from retrieval.models import load_model, read_model_manifest
+from retrieval.model_folder import read_model_manifest
+from retrieval.models import load_model
 
 SMALL = {"channels": (4, 4, 8), "dimension": 16, "batch_size": 16, "adjust_epochs": 2, "metric_epochs": 3}
 

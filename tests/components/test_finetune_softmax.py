@@ -10,7 +10,8 @@ from components.finetune_softmax.step import Candidate, better_of, finetune_soft
 from retrieval.dataset import INDEX_SCHEMA, Dataset, save_dataset
 from retrieval.features import embed
 from retrieval.metrics import recall_at_1
-from retrieval.models import ModelConfig, build_network, load_model, read_model_manifest, save_model
+from retrieval.model_folder import read_model_manifest
+from retrieval.models import ModelConfig, build_network, load_model, save_model
 
 SMALL = {"batch_size": 10, "softmax_epochs": 15, "softmax_learning_rate": 0.05}
 
@@ -54,7 +55,7 @@ def test_it_raises_the_network_and_says_so(tmp_path: Path, capsys: pytest.Captur
     assert "refinement " in shown
     tuned, manifest = load_model(tmp_path / "tuned"), read_model_manifest(tmp_path / "tuned")
     assert tuned.dimension == outputs["dimension"]
-    assert manifest.facts["softmax"] == ("after" if after > before else "before")
+    assert manifest.facts["softmax"] == ("fine-tuned" if after > before else "as it came")
     data = Dataset(dataset)
     rows = data.rows("validation")
     found = recall_at_1(embed(tuned, data, rows, torch.device("cpu")), torch.from_numpy(data.labels[rows]))
@@ -150,6 +151,7 @@ def test_without_labels_the_model_goes_on_as_it_came(tmp_path: Path, capsys: pyt
     outputs = finetune_softmax(Params(**SMALL, labels="none"), dataset, model, tmp_path / "tuned")["tuned_model"]
     assert "labels=none: no classes to put a softmax layer over" in capsys.readouterr().out
     assert outputs["epochs"] == 0
+    assert read_model_manifest(tmp_path / "tuned").facts["softmax"] == "as it came"
     weights = [(folder / "weights.safetensors").read_bytes() for folder in (model, tmp_path / "tuned")]
     assert weights[0] == weights[1]
     assert read_model_manifest(tmp_path / "tuned").made_from["model"] == read_model_manifest(model).digest

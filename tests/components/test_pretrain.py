@@ -20,7 +20,8 @@ from retrieval.features import embed, load_features
 from retrieval.integration import learn_integration
 from retrieval.manifest import file_digest
 from retrieval.metrics import recall_at_1
-from retrieval.models import EmbeddingModel, load_model, read_model_manifest
+from retrieval.model_folder import read_model_manifest
+from retrieval.models import EmbeddingModel, load_model
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"classifier": "squeezenet1_0", "feature_dimension": 6, "batch_size": 16, "device": "cpu", "augment": "shift"}

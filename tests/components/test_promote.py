@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 
 from components.promote.params import Params
-from components.promote.step import FORMAT_VERSION, KIND, MODEL_FORMAT_VERSION, MODEL_KIND, promote
-from retrieval import models
+from components.promote.step import FORMAT_VERSION, KIND, promote
+from retrieval import model_folder
 from retrieval.evaluation import QUERY_SCHEMA, Acceptance, Evaluation, save_evaluation
 from retrieval.manifest import read_manifest, write_manifest
 from retrieval.registry import champion
@@ -32,7 +32,7 @@ class Bench:
         model.mkdir(parents=True)
         (model / "weights.safetensors").write_text(weights)
         (model / "config.json").write_text("{}")
-        model_digest = write_manifest(model, MODEL_KIND, MODEL_FORMAT_VERSION).digest
+        model_digest = write_manifest(model, model_folder.KIND, model_folder.FORMAT_VERSION).digest
         save(folder / "evaluation", measured(recall, digest, model_digest))
         (folder / "report").write_text("<h1>Report</h1>")
         outputs = promote(
@@ -199,7 +199,3 @@ def test_an_evaluation_of_another_model_is_refused(bench: Bench) -> None:
 def test_knobs_that_cannot_be_are_refused(knobs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Params(**knobs)
-
-
-def test_promote_reads_the_models_that_the_library_writes() -> None:
-    assert (MODEL_KIND, MODEL_FORMAT_VERSION) == (models.KIND, models.FORMAT_VERSION)

@@ -30,6 +30,9 @@ SMALL = {
     "metric_epochs": "3",
     "softmax_epochs": "1",
     "bootstrap_resamples": "200",
+    "threshold_trials": "20",
+    "occlusion_queries": "50",
+    "gallery_queries": "6",
     "minimum_recall_at_1": "0.2",
 }
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from retrieval.model_folder import read_model_manifest
 from retrieval.models import (
     ModelConfig,
     build_network,
     load_config,
     load_model,
-    read_model_manifest,
     save_model,
 )
 
