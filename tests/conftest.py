@@ -1,6 +1,9 @@
+import os
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # before torch loads: see benchmarks/spinning.py
 
 
 @pytest.fixture(scope="session")

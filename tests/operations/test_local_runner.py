@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from kfp.local import status
 
-from operations.local_runner import ProcessTask, missing_outputs
+from operations.local_runner import SPIN_COUNT, ProcessTask, missing_outputs
 
 
 class Ear:
@@ -61,3 +61,15 @@ def test_a_failing_process_says_its_exit_status(asked: dict, tmp_path: Path) -> 
     ear = Ear()
     assert task("raise SystemExit(3)", asked, tmp_path, ear).run() == status.Status.FAILURE
     assert ear.heard == ["learn: learn ended with exit status 3."]
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, SPIN_COUNT), ("7", "7")])
+def test_idle_threads_of_a_step_sleep_soon_unless_told_otherwise(
+    asked: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str | None, expected: str
+) -> None:
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    if given is not None:
+        monkeypatch.setenv("GOMP_SPINCOUNT", given)
+    ear = Ear()
+    task("import os; print(os.environ['GOMP_SPINCOUNT'])", asked, tmp_path, ear).run()
+    assert ear.heard[0] == f"learn: {expected}"
