@@ -2,9 +2,9 @@
 
     python -m benchmarks.spinning [--seconds 8] [--counts default 1000 10000 30000]
 
-Threads of libgomp, which torch computes with, spin at the end of every operation until the slowest has come. Alone on the
-machine that saves waking them; beside another program they hold the cores that it, and they, need. For each value of
-GOMP_SPINCOUNT the four-layer network trains alone, then in two processes at once: images a second, of each.
+Threads of libgomp, which torch computes with, spin at the end of every operation until the slowest has come. Alone on
+the machine that saves waking them; beside another program they hold the cores that it, and they, need. For each value
+of GOMP_SPINCOUNT the four-layer network trains alone, then in two processes at once: images a second, of each.
 """
 
 import argparse
