@@ -119,6 +119,8 @@ def keep_report(report: Path, folder: Path) -> Path:
 def next_commands(report: Path) -> list[tuple[str, str]]:
     """What a person may want after a run, with the command line as it was called."""
     program = os.path.relpath(sys.argv[0]) if os.path.isabs(sys.argv[0]) else sys.argv[0]
+    if program.endswith(".py"):  # started as a module
+        program = "python -m operations.command_line"
     opener = "open" if sys.platform == "darwin" else "xdg-open"
     return [
         (f"{opener} {os.path.relpath(report)}", "look at the report"),
