@@ -71,7 +71,7 @@ SETS: dict[str, dict[str, str]] = {  # the knobs of prepare_data, as `rankone ru
 }  # fmt: skip
 FROZEN_SIZE = 128  # pixels that the frozen classifiers see
 RATE = 0.1  # at batches of 256; of the networks with batch norm
-RATE_WITHOUT_NORM = 0.01  # of alexnet, which has no batch norm and diverges at the other
+RATE_WITHOUT_NORM = 0.01  # of alexnet, which has no batch norm; neither rate was chosen on validation
 BATCH = 256
 
 

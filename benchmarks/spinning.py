@@ -50,15 +50,19 @@ def images_per_second(seconds: float) -> float:
     network, device = build_network(ModelConfig()), torch.device("cpu")
     images = torch.rand(BATCH, 3, 32, 32).to(memory_format=torch.channels_last)
     optimiser = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, fused=True)
-    steps, started = -5, time.perf_counter()  # the first five warm up
-    while steps < 0 or time.perf_counter() - started < seconds:
-        if steps == 0:
-            started = time.perf_counter()
+
+    def step() -> None:
         with autocast(device):
             outputs = network(images)
         optimiser.zero_grad()
         outputs.float().square().mean().backward()
         optimiser.step()
+
+    for _ in range(5):  # they warm up
+        step()
+    steps, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        step()
         steps += 1
     return steps * BATCH / (time.perf_counter() - started)
 
