@@ -26,7 +26,7 @@ from kfp.local import status, subprocess_task_handler
 from kfp.local.orchestrator import task_executor
 
 SECONDS_TO_STOP = 10.0
-SPIN_COUNT = "10000"  # of idle threads; with libgomp's own 300,000 two programs slow each other (benchmarks/spinning.py)
+SPIN_COUNT = "10000"  # of idle threads; libgomp's own 300,000 harms neighbours (benchmarks/spinning.py)
 
 
 class Observer(Protocol):
