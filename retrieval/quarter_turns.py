@@ -1,0 +1,76 @@
+"""Characters turned by quarters as further classes: four times the images, and classes that must be told apart."""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from retrieval.choices import FEW_IMAGES_PER_CLASS, Choice, ClassFacts
+from retrieval.image_batches import ImageBatches
+
+TURNS = 4  # by 0, 90, 180 and 270 degrees
+
+
+class QuarterTurns(ImageBatches):
+    """The same images in four positions: position i + t n is image i, turned by t quarters against the clock.
+
+    Santoro et al. (ICML 2016) turn the characters of Omniglot so, each turn of a class a class of its own: a network
+    that meets more classes tells apart better those it has never met.
+    """
+
+    def __len__(self) -> int:
+        return TURNS * len(self.rows)
+
+    def get(self, positions: np.ndarray | Tensor) -> Tensor:
+        """The images at the given positions, in their order: (b, 3, size, size) uint8, channels last."""
+        chosen = torch.as_tensor(positions)
+        return turned(super().get(chosen % len(self.rows)), chosen // len(self.rows))
+
+    def batches(self, orders: Iterable[Tensor]) -> Iterator[Tensor]:
+        """The batches that the orders name; see ImageBatches.batches."""
+        if self.resident:  # they come through `get`
+            yield from super().batches(orders)
+            return
+        for order in orders:
+            upright = super().batches([order % len(self.rows)])
+            for positions, images in zip(order, upright, strict=True):
+                yield turned(images, positions // len(self.rows))
+
+
+def turned(images: Tensor, turns: Tensor) -> Tensor:
+    """Turn each image by its number of quarters, against the clock: (b, c, size, size) and (b,) int64 -> the same."""
+    result = images.clone(memory_format=torch.preserve_format)
+    for turn in range(1, TURNS):
+        chosen = (turns == turn).to(images.device)
+        result[chosen] = images[chosen].rot90(turn, (2, 3))
+    return result
+
+
+def turned_labels(labels: Tensor) -> Tensor:
+    """Labels of the images of QuarterTurns: (n,) of 0..c-1 -> (4 n,) of 0..4c-1, each turn with classes of its own."""
+    classes = int(labels.max()) + 1
+    return torch.cat([labels + turn * classes for turn in range(TURNS)])
+
+
+def choose_quarter_turns(facts: ClassFacts, augmentation: str, asked: str = "auto") -> Choice:
+    """Whether turned images are to be further classes: where classes have few images and must not be mirrored.
+
+    An image that must not be mirrored (choose_augmentation) is one whose position matters, as of characters: turned, it
+    is another one. With many images a class there is no want of them. On Omniglot it raises R@1 (docs/choices.md).
+
+    Args:
+        facts: of the training images.
+        augmentation: that was chosen for them.
+        asked: "true" or "false" is taken as it is.
+    """
+    if asked != "auto":
+        return Choice(asked == "true", f"quarter turns as further classes: {asked}, asked for.", {})
+    few, upright = facts.images_per_class_median < FEW_IMAGES_PER_CLASS, not augmentation.startswith("crop_flip")
+    seen = (
+        f"a class has {facts.images_per_class_median:,} images (few are below {FEW_IMAGES_PER_CLASS}), which "
+        f"{'must not' if upright else 'may'} be mirrored"
+    )
+    return Choice(
+        few and upright, f"quarter turns as further classes: {'yes' if few and upright else 'no'}; {seen}.", {}
+    )
