@@ -4,12 +4,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from retrieval.k_means import KMeans, normalised, spherical_k_means
 from retrieval.nonnegative import NONNEGATIVE
 from retrieval.spectrum import Spectrum, spectrum, sums
 
 ROWS_PER_BATCH = 2_048  # with 2,048 features 16 MiB: up to 32 MiB malloc keeps pages instead of faulting new ones in
+CACHED_BYTES = 2**20  # of a batch that passes through many operations: each finds it in the cache
 MOST_VECTORS = 127  # more singular vectors did not raise purity, whatever the number of clusters
 MOST_K_MEANS_ROWS = 65_536  # or 256 a cluster: rows that k-means looks at; all others are only assigned
 CLEAR_GAP = 2.0  # ratio of neighbouring singular values that shows separate blocks,
@@ -92,14 +94,19 @@ def co_cluster(
     nonnegative = choose_nonnegative(features, rows) if nonnegative == "auto" else nonnegative
     if nonnegative not in NONNEGATIVE:
         raise ValueError(f"Unknown nonnegative '{nonnegative}'; choose one of: auto, {', '.join(NONNEGATIVE)}.")
-    make = NONNEGATIVE[nonnegative]
-    added = sums((make(normalised(batch)) for batch in batches_of(features, rows)), products)
+    make, at_once = NONNEGATIVE[nonnegative], max(1, CACHED_BYTES // (4 * features.shape[1]))
+
+    def matrix_of(some: np.ndarray) -> Iterator[np.ndarray]:
+        return (make(normalised(batch)) for batch in batches_of(features, some, at_once))
+
+    added = sums(matrix_of(rows), products)
     found = spectrum(added, min(clusters - 1, MOST_VECTORS) if clusters > 1 else MOST_VECTORS)
     clusters, why = (clusters, "given") if clusters else choose_clusters(found.singular_values, added.rows, classes)
     found = found.first(max(clusters - 1, 1))
 
-    def places_of(some: np.ndarray) -> Iterator[np.ndarray]:
-        return (found.row_places(make(normalised(batch))) for batch in batches_of(features, some))
+    def places_of(some: np.ndarray) -> list[np.ndarray]:
+        with threadpool_limits(1, "blas"):  # between small products other threads would only spin
+            return [found.row_places(batch) for batch in matrix_of(some)]
 
     sample = sample_of(rows, clusters, seed)
     places = np.concatenate([*places_of(sample), found.column_places])
@@ -155,10 +162,11 @@ def choose_clusters(singular_values: np.ndarray, rows: int, classes: int) -> tup
     return most, f"the spectrum shows no gap: {LEAST_IMAGES_PER_CLUSTER} images a cluster"
 
 
-def batches_of(values: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
+def batches_of(values: np.ndarray, rows: np.ndarray, rows_per_batch: int | None = None) -> Iterator[np.ndarray]:
     """The given rows of a matrix that may be memory-mapped, a batch at a time, as float32; rows in a row uncopied."""
-    for start in range(0, len(rows), ROWS_PER_BATCH):
-        batch = rows[start : start + ROWS_PER_BATCH]
+    at_once = rows_per_batch or ROWS_PER_BATCH
+    for start in range(0, len(rows), at_once):
+        batch = rows[start : start + at_once]
         consecutive = np.array_equal(batch, np.arange(batch[0], batch[0] + len(batch)))
         yield np.asarray(values[batch[0] : batch[0] + len(batch)] if consecutive else values[batch], np.float32)
 
