@@ -18,6 +18,7 @@ CLEAR_GAP = 2.0  # ratio of neighbouring singular values that shows separate blo
 STRONG = 0.25  # where the greater is at least this: the tail falls off anywhere
 CLUSTERS_PER_CLASS = 4
 LEAST_IMAGES_PER_CLUSTER = 8
+IMAGES_PER_CLUSTER = 100  # where classes are unknown; of CIFAR-100 about what four clusters a class hold
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def co_cluster(
         features: (n, d) float32; may be memory-mapped.
         rows: (m,) rows to fit, the training images.
         clusters: how many, or 0 to choose (see `choose_clusters`).
-        classes: of the training images; only its number is used.
+        classes: how many the training images have, or 0 where that is unknown.
         seed: of k-means and of its sample.
         nonnegative: a name of NONNEGATIVE, or "auto": "root" where no feature is negative, else "split".
         products: how rows are multiplied, see `spectrum.sums`.
@@ -138,13 +139,15 @@ def choose_nonnegative(features: np.ndarray, rows: np.ndarray) -> str:
 def choose_clusters(singular_values: np.ndarray, rows: int, classes: int) -> tuple[int, str]:
     """How many clusters: as many as the spectrum shows blocks, else four a class of eight images or more each.
 
+    Where the classes are unknown, IMAGES_PER_CLUSTER decide in place of them.
+
     A strong singular value, at least twice its successor, ends the blocks; j after the trivial one make j + 1 blocks.
     Features of photographs fall off smoothly and show none; there 4 to 10 clusters a class kept R@1 best.
 
     Args:
         singular_values: (m,) descending, without the trivial one.
         rows: images to cluster.
-        classes: of these images.
+        classes: of these images; 0 where unknown.
 
     Returns:
         The number and the reason.
@@ -153,6 +156,8 @@ def choose_clusters(singular_values: np.ndarray, rows: int, classes: int) -> tup
     if len(ratios) and ratios.max() >= CLEAR_GAP:
         blocks = int(ratios.argmax()) + 2
         return blocks, f"the spectrum falls off after {blocks} blocks, by a factor of {ratios.max():.1f}"
+    if not classes:
+        return max(rows // IMAGES_PER_CLUSTER, 2), f"the spectrum shows no gap: {IMAGES_PER_CLUSTER} images a cluster"
     most = max(rows // LEAST_IMAGES_PER_CLUSTER, 1)
     if CLUSTERS_PER_CLASS * classes <= most:
         return (

@@ -335,6 +335,8 @@ def test_the_number_of_clusters_follows_the_spectrum_or_the_classes() -> None:
     smooth = np.linspace(0.4, 0.1, 50)
     assert choose_clusters(smooth, rows=10_000, classes=10)[0] == 40
     assert choose_clusters(smooth, rows=100, classes=10)[0] == 12
+    assert choose_clusters(smooth, rows=10_000, classes=0) == (100, "the spectrum shows no gap: 100 images a cluster")
+    assert choose_clusters(smooth, rows=20, classes=0)[0] == 2
     assert choose_clusters(np.array([0.2, 0.01]), rows=10_000, classes=3)[0] == 12, "the tail is no gap"
     assert "blocks" in choose_clusters(np.array([0.9, 0.8, 0.1]), rows=10_000, classes=3)[1]
 
