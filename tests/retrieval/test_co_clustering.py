@@ -117,10 +117,10 @@ def test_rounding_gives_the_nearest_number_of_bfloat16(values: list[float]) -> N
 
 def test_bfloat16_is_used_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     for fast, columns, dtype, rounded in [
-        (True, 512, np.float32, True),
-        (True, 511, np.float32, False),
-        (True, 512, np.float64, False),
-        (False, 512, np.float32, False),
+        (True, 1_024, np.float32, True),
+        (True, 1_023, np.float32, False),
+        (True, 1_024, np.float64, False),
+        (False, 1_024, np.float32, False),
     ]:
         monkeypatch.setattr("retrieval.spectrum.has_fast_bfloat16", lambda _, fast=fast: fast)
         assert sums([np.ones((2, columns), dtype)]).rounded == rounded
