@@ -4,18 +4,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from retrieval.k_means import KMeans, normalised, spherical_k_means
 from retrieval.nonnegative import NONNEGATIVE
 from retrieval.spectrum import Spectrum, spectrum, sums
 
 ROWS_PER_BATCH = 2_048  # with 2,048 features 16 MiB: up to 32 MiB malloc keeps pages instead of faulting new ones in
+CACHED_BYTES = 2**20  # of a batch that passes through many operations: each finds it in the cache
 MOST_VECTORS = 127  # more singular vectors did not raise purity, whatever the number of clusters
 MOST_K_MEANS_ROWS = 65_536  # or 256 a cluster: rows that k-means looks at; all others are only assigned
 CLEAR_GAP = 2.0  # ratio of neighbouring singular values that shows separate blocks,
 STRONG = 0.25  # where the greater is at least this: the tail falls off anywhere
 CLUSTERS_PER_CLASS = 4
 LEAST_IMAGES_PER_CLUSTER = 8
+IMAGES_PER_CLUSTER = 100  # where classes are unknown; of CIFAR-100 about what four clusters a class hold
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ def co_cluster(
         features: (n, d) float32; may be memory-mapped.
         rows: (m,) rows to fit, the training images.
         clusters: how many, or 0 to choose (see `choose_clusters`).
-        classes: of the training images; only its number is used.
+        classes: how many the training images have, or 0 where that is unknown.
         seed: of k-means and of its sample.
         nonnegative: a name of NONNEGATIVE, or "auto": "root" where no feature is negative, else "split".
         products: how rows are multiplied, see `spectrum.sums`.
@@ -92,14 +95,19 @@ def co_cluster(
     nonnegative = choose_nonnegative(features, rows) if nonnegative == "auto" else nonnegative
     if nonnegative not in NONNEGATIVE:
         raise ValueError(f"Unknown nonnegative '{nonnegative}'; choose one of: auto, {', '.join(NONNEGATIVE)}.")
-    make = NONNEGATIVE[nonnegative]
-    added = sums((make(normalised(batch)) for batch in batches_of(features, rows)), products)
+    make, at_once = NONNEGATIVE[nonnegative], max(1, CACHED_BYTES // (4 * features.shape[1]))
+
+    def matrix_of(some: np.ndarray) -> Iterator[np.ndarray]:
+        return (make(normalised(batch)) for batch in batches_of(features, some, at_once))
+
+    added = sums(matrix_of(rows), products)
     found = spectrum(added, min(clusters - 1, MOST_VECTORS) if clusters > 1 else MOST_VECTORS)
     clusters, why = (clusters, "given") if clusters else choose_clusters(found.singular_values, added.rows, classes)
     found = found.first(max(clusters - 1, 1))
 
-    def places_of(some: np.ndarray) -> Iterator[np.ndarray]:
-        return (found.row_places(make(normalised(batch))) for batch in batches_of(features, some))
+    def places_of(some: np.ndarray) -> list[np.ndarray]:
+        with threadpool_limits(1, "blas"):  # between small products other threads would only spin
+            return [found.row_places(batch) for batch in matrix_of(some)]
 
     sample = sample_of(rows, clusters, seed)
     places = np.concatenate([*places_of(sample), found.column_places])
@@ -131,13 +139,15 @@ def choose_nonnegative(features: np.ndarray, rows: np.ndarray) -> str:
 def choose_clusters(singular_values: np.ndarray, rows: int, classes: int) -> tuple[int, str]:
     """How many clusters: as many as the spectrum shows blocks, else four a class of eight images or more each.
 
+    Where the classes are unknown, IMAGES_PER_CLUSTER decide in place of them.
+
     A strong singular value, at least twice its successor, ends the blocks; j after the trivial one make j + 1 blocks.
     Features of photographs fall off smoothly and show none; there 4 to 10 clusters a class kept R@1 best.
 
     Args:
         singular_values: (m,) descending, without the trivial one.
         rows: images to cluster.
-        classes: of these images.
+        classes: of these images; 0 where unknown.
 
     Returns:
         The number and the reason.
@@ -146,6 +156,8 @@ def choose_clusters(singular_values: np.ndarray, rows: int, classes: int) -> tup
     if len(ratios) and ratios.max() >= CLEAR_GAP:
         blocks = int(ratios.argmax()) + 2
         return blocks, f"the spectrum falls off after {blocks} blocks, by a factor of {ratios.max():.1f}"
+    if not classes:
+        return max(rows // IMAGES_PER_CLUSTER, 2), f"the spectrum shows no gap: {IMAGES_PER_CLUSTER} images a cluster"
     most = max(rows // LEAST_IMAGES_PER_CLUSTER, 1)
     if CLUSTERS_PER_CLASS * classes <= most:
         return (
@@ -155,10 +167,11 @@ def choose_clusters(singular_values: np.ndarray, rows: int, classes: int) -> tup
     return most, f"the spectrum shows no gap: {LEAST_IMAGES_PER_CLUSTER} images a cluster"
 
 
-def batches_of(values: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
+def batches_of(values: np.ndarray, rows: np.ndarray, rows_per_batch: int | None = None) -> Iterator[np.ndarray]:
     """The given rows of a matrix that may be memory-mapped, a batch at a time, as float32; rows in a row uncopied."""
-    for start in range(0, len(rows), ROWS_PER_BATCH):
-        batch = rows[start : start + ROWS_PER_BATCH]
+    at_once = rows_per_batch or ROWS_PER_BATCH
+    for start in range(0, len(rows), at_once):
+        batch = rows[start : start + at_once]
         consecutive = np.array_equal(batch, np.arange(batch[0], batch[0] + len(batch)))
         yield np.asarray(values[batch[0] : batch[0] + len(batch)] if consecutive else values[batch], np.float32)
 

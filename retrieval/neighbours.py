@@ -220,7 +220,8 @@ class _Search:
         if rounded:
             dimension, longest = self.rows.values.shape[1], self.rows.longest
             window = TIE + 2 * bfloat16_error(dimension, self.rows.residual(self.queries_per_block), longest)
-        edge, count = -(-self.queries_per_block // SEGMENT) * SEGMENT, len(everyone)
+        # twice the rows: the largest maxima are merged half as often
+        edge, count = -(-2 * self.queries_per_block // SEGMENT) * SEGMENT, len(everyone)
         best = self.rows.tile(0, 0).new_full((count, SEGMENTS_KEPT), -torch.inf)
         segment = torch.zeros_like(best, dtype=torch.int64)
         scores = best.new_empty(min(TILE, count) ** 2)  # one piece of memory for all tiles: fresh pages cost as much

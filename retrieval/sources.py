@@ -186,7 +186,7 @@ def folder(location: str, options: SourceOptions) -> Source:
 
     def batches(chosen: Sequence[Record], size: int) -> Iterator[Contents]:
         for part in _parts(chosen, size):
-            yield Files([str(root / record.where.path) for record in part], options.max_bytes)
+            yield Files([os.path.join(root, record.where.path) for record in part], options.max_bytes)
 
     return Source(records, ignored, batches)
 

@@ -11,10 +11,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from scipy.linalg import eigh
+from threadpoolctl import threadpool_limits
+from torch import Tensor
 
 from retrieval.devices import bfloat16_units, has_fast_bfloat16
 
-COLUMNS_PER_BLOCK = 512  # of the bfloat16 product: fits the cache; smaller ones would be mostly conversion
+FEW_COLUMNS = 512  # below that, products of float64 cost little
+FEWEST_IN_BFLOAT16 = 1_024  # columns; of fewer it saves nothing, and 512 of photographs were turned by 0.9 degrees
+ROWS_PER_PRODUCT, COLUMNS_PER_BLOCK = 2_048, 256  # of a product of bfloat16: its smaller factor fits the cache
 LEAST_RANK = 1e-3  # singular values below this are rounding of float32 products
 
 
@@ -61,72 +65,101 @@ def sums(batches: Iterable[np.ndarray], products: str = "auto") -> Sums:
     matrix, whatever was rounded: the leading singular value stays 1, which column sums of the a_i would not give.
 
     Args:
-        batches: arrays (any, d) of nonnegative floats.
+        batches: arrays (any, d) of nonnegative floats, all of one type; quickest are those that fit the cache.
         products: how float32 batches are multiplied, a name of PRODUCTS; float64 ones stay what they are. Rounding s_i
-            to bfloat16 turns the singular vectors by less than 0.2 degrees; "auto" does so where the processor
-            multiplies bfloat16 in hardware and there are 512 columns or more. Sums within a batch are of float32,
-            across batches of float64.
+            to bfloat16 turned the singular vectors by 0.02 to 0.14 degrees where it pays; "auto" does so where the
+            processor multiplies bfloat16 in hardware and there are 1,024 columns or more. Sums within ROWS_PER_PRODUCT
+            rows are of float32, across them of float64.
 
     Raises:
         ValueError: no rows, a value that is negative or not finite, or unknown products.
     """
-    gram: np.ndarray | None = None
-    count, zero_rows, rounded = 0, 0, False
+    running: _RunningSums | None = None
+    count, zero_rows = 0, 0
     for batch in batches:
-        row_sums = batch.sum(axis=1, dtype=np.float64)
+        row_sums = batch.sum(axis=1)
         if not (np.isfinite(row_sums).all() and batch.min(initial=0) >= 0):
             raise ValueError(
                 f"Rows {count} to {count + len(batch)} hold negative or non-finite values; co-clustering needs a "
                 "nonnegative matrix: pass features through one of retrieval/nonnegative.py."
             )
-        if gram is None:
-            gram, columns = np.zeros((batch.shape[1],) * 2), np.zeros(batch.shape[1])
-        scale = np.where(row_sums > 0, row_sums, 1) ** -0.5
-        scaled = batch * scale[:, None].astype(batch.dtype)  # (b, d)
-        multiply = chosen_products(products, batch)
-        scaled, rounded = multiply(scaled, gram), rounded or multiply is in_bfloat16
-        columns += scaled.sum(axis=1) @ scaled
+        running = running or _RunningSums(batch.shape[1], batch.dtype, chosen_products(products, batch))
+        running.add(batch, np.sqrt(np.where(row_sums > 0, row_sums, 1)))
         count, zero_rows = count + len(batch), zero_rows + int(np.sum(row_sums <= 0))
-    if gram is None:
+    if running is None:
         raise ValueError("No rows to co-cluster; give at least one batch.")
-    return Sums(np.triu(gram) + np.triu(gram, 1).T, columns, count, zero_rows, rounded)
+    gram, columns = running.finished()
+    return Sums(gram, columns, count, zero_rows, running.multiply is in_bfloat16)
 
 
-def in_own_precision(scaled: np.ndarray, gram: np.ndarray) -> np.ndarray:
-    """Add scaled^T scaled to gram; returns the rows that were multiplied: those given, (b, d).
+class _RunningSums:
+    """Sums so far; scaled rows wait in one piece of memory until they are worth a product."""
+
+    def __init__(self, columns: int, dtype: np.dtype, multiply: "Multiply") -> None:
+        self.multiply = multiply
+        self._gram, self._columns = np.zeros((columns, columns)), np.zeros(columns)
+        self._rows, self._waiting = np.empty((ROWS_PER_PRODUCT, columns), dtype), 0
+
+    def add(self, batch: np.ndarray, divisors: np.ndarray) -> None:
+        """Take in rows (b, d), each divided by its own divisor (b,)."""
+        for start in range(0, len(batch), ROWS_PER_PRODUCT):
+            part = slice(start, start + ROWS_PER_PRODUCT)
+            if self._waiting + len(batch[part]) > ROWS_PER_PRODUCT:
+                self._multiply()
+            scaled = self._rows[self._waiting : self._waiting + len(batch[part])]
+            np.divide(batch[part], divisors[part, None], out=scaled)
+            if self.multiply is in_bfloat16:
+                round_to_bfloat16(scaled)
+            self._waiting += len(scaled)
+
+    def finished(self) -> tuple[np.ndarray, np.ndarray]:
+        """The sum of s_i s_i^T, (d, d), and that of t_i s_i, (d,), both float64."""
+        self._multiply()
+        for start in range(0, len(self._gram), COLUMNS_PER_BLOCK):
+            block, below = slice(start, start + COLUMNS_PER_BLOCK), slice(start + COLUMNS_PER_BLOCK, None)
+            self._gram[below, block] = self._gram[block, below].T
+        return self._gram, self._columns
+
+    def _multiply(self) -> None:
+        rows = torch.from_numpy(self._rows[: self._waiting])
+        self.multiply(rows, torch.from_numpy(self._gram))
+        self._columns += (rows.sum(1) @ rows).numpy()
+        self._waiting = 0
+
+
+def round_to_bfloat16(values: np.ndarray) -> None:
+    """Round nonnegative float32 numbers to the nearest of bfloat16, in place; those halfway go up."""
+    bits = values.view(np.uint32)
+    bits += np.uint32(0x8000)
+    bits &= np.uint32(0xFFFF0000)
+
+
+def in_own_precision(scaled: Tensor, gram: Tensor) -> None:
+    """Add scaled^T scaled to gram, (b, d) to (d, d).
 
     Few columns are multiplied in float64: it costs little there, and a small singular value loses twice its digits.
     """
-    exact = scaled.astype(np.float64) if scaled.shape[1] < COLUMNS_PER_BLOCK else scaled
-    gram += exact.T @ exact  # numpy sees the symmetry and takes half the products
-    return scaled
+    exact = (scaled.double() if scaled.shape[1] < FEW_COLUMNS else scaled).numpy()
+    gram += torch.from_numpy(exact.T @ exact)  # numpy sees the symmetry and takes half the products
 
 
-def in_bfloat16(scaled: np.ndarray, gram: np.ndarray) -> np.ndarray:
-    """Add scaled^T scaled to gram, the factors rounded to bfloat16; returns the rounded rows, (b, d) float32.
+def in_bfloat16(scaled: Tensor, gram: Tensor) -> None:
+    """Add scaled^T scaled to gram, (b, d) to (d, d), of float32 rows that are rounded to bfloat16 already.
 
-    Products of bfloat16 are exact in float32, in which they are summed. What lies below the diagonal is left alone: the
-    sum is symmetric.
+    Products of bfloat16 are exact in float32, in which they are summed. What lies below the blocks of the diagonal is
+    left alone: the sum is symmetric.
     """
-    rounded = torch.from_numpy(scaled).bfloat16().float()
-    parts = rounded.split(COLUMNS_PER_BLOCK, dim=1)
     with bfloat16_units():
-        for i, left in enumerate(parts):
-            for j, right in enumerate(parts[i:], i):
-                block = (left.T @ right).numpy()
-                rows = slice(i * COLUMNS_PER_BLOCK, i * COLUMNS_PER_BLOCK + len(block))
-                columns = slice(j * COLUMNS_PER_BLOCK, j * COLUMNS_PER_BLOCK + block.shape[1])
-                gram[rows, columns] += block
-    return rounded.numpy()
+        for start in range(0, len(gram), COLUMNS_PER_BLOCK):
+            block = slice(start, start + COLUMNS_PER_BLOCK)
+            gram[block, start:] += scaled[:, block].T @ scaled[:, start:]
 
 
-PRODUCTS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-    "float32": in_own_precision,
-    "bfloat16": in_bfloat16,
-}
+Multiply = Callable[[Tensor, Tensor], None]
+PRODUCTS: dict[str, Multiply] = {"float32": in_own_precision, "bfloat16": in_bfloat16}
 
 
-def chosen_products(name: str, batch: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+def chosen_products(name: str, batch: np.ndarray) -> Multiply:
     """A way to multiply a batch, by its name or "auto".
 
     Raises:
@@ -135,7 +168,7 @@ def chosen_products(name: str, batch: np.ndarray) -> Callable[[np.ndarray, np.nd
     if name not in ("auto", *PRODUCTS):
         raise ValueError(f"Unknown products '{name}'; choose one of: auto, {', '.join(PRODUCTS)}.")
     if name == "auto":
-        pays = batch.shape[1] >= COLUMNS_PER_BLOCK and has_fast_bfloat16(torch.device("cpu"))
+        pays = batch.shape[1] >= FEWEST_IN_BFLOAT16 and has_fast_bfloat16(torch.device("cpu"))
         name = "bfloat16" if pays else "float32"
     return PRODUCTS[name] if batch.dtype == np.float32 else in_own_precision
 
@@ -167,9 +200,8 @@ class Spectrum:
 
     def row_coordinates(self, rows: np.ndarray) -> np.ndarray:
         """Place rows among the fitted ones: nonnegative (b, d) -> (b, m) float32. Rows of zeros are placed at 0."""
-        row_sums = rows.sum(axis=1, dtype=np.float64)
-        sums_or_one = np.where(row_sums > 0, row_sums, 1)[:, None]
-        return ((rows @ self.row_map) / sums_or_one.astype(rows.dtype)).astype(np.float32, copy=False)
+        row_sums = rows.sum(axis=1)[:, None]
+        return ((rows @ self.row_map) / np.where(row_sums > 0, row_sums, 1)).astype(np.float32, copy=False)
 
     def row_places(self, rows: np.ndarray) -> np.ndarray:
         """Where rows (b, d) lie for clustering: coordinates, each axis weighted by the root of its singular value.
@@ -208,12 +240,13 @@ def spectrum(sums: Sums, vectors: int) -> Spectrum:
     leading = float(np.sqrt(np.linalg.norm(gram @ trivial)))
     gram -= np.outer(trivial, trivial)
     vectors = min(vectors, len(gram) - 1)
-    values, directions = eigh(
-        gram.astype(np.float32 if sums.rounded else np.float64, copy=False),
-        subset_by_index=(len(gram) - vectors, len(gram) - 1),
-        overwrite_a=True,
-        check_finite=False,
-    )
+    with threadpool_limits(1, "blas"):  # its many small products gain nothing by more threads, which then spin
+        values, directions = eigh(
+            gram.astype(np.float32 if sums.rounded else np.float64, copy=False),
+            subset_by_index=(len(gram) - vectors, len(gram) - 1),
+            overwrite_a=True,
+            check_finite=False,
+        )
     singular = np.sqrt(np.maximum(values[::-1].astype(np.float64), 0))
     kept = singular > LEAST_RANK
     columns = inverse_root[:, None] * directions[:, ::-1][:, kept]

@@ -12,12 +12,14 @@ class Params:
     """How images and feature dimensions are grouped, and how far features are drawn together.
 
     Attributes:
-        co_clusters: how many co-clusters; 0 for as many as the spectrum shows, else four a class.
+        co_clusters: how many co-clusters; 0 for as many as the spectrum shows, else four a class, or one for a hundred
+            images with labels=none.
         shrinkage: share by which a feature is drawn to the centre of its cluster, from 0 to 1; auto for the one of most
             R@1 on the validation images, against plain k-means and none, together with how strongly blocks of features
             that tell the classes apart are weighted.
         nonnegative: how signed features become a nonnegative matrix: auto, root, split, relu or softplus.
-        labels: given, or none: blocks of features keep their weight, as the classes of training images would tell it.
+        labels: given, or none: no class is looked at, nor their number; blocks of features keep their weight, and
+            shrinkage=auto is 0.1.
         seed: of every random choice.
     """
 

@@ -21,10 +21,12 @@ SPLIT = np.array(["train", "train", "validation", "test"] * (IMAGES // 4))
 LABELS = np.arange(IMAGES) // 4 % CLASSES
 
 
-def write_dataset(folder: Path, labels: np.ndarray = LABELS, split: np.ndarray = SPLIT) -> Dataset:
-    """Images in the colour of their class."""
+def write_dataset(
+    folder: Path, labels: np.ndarray = LABELS, split: np.ndarray = SPLIT, shown: np.ndarray | None = None
+) -> Dataset:
+    """Images in the colour of their class, or of the one that is shown."""
     colours = np.random.default_rng(0).integers(0, 256, (CLASSES, 1, 1, 3), np.uint8)
-    images = np.broadcast_to(colours[labels % CLASSES], (len(labels), SIZE, SIZE, 3))
+    images = np.broadcast_to(colours[(labels if shown is None else shown) % CLASSES], (len(labels), SIZE, SIZE, 3))
     columns = {
         "id": np.arange(len(labels)),
         "label": labels,
@@ -132,14 +134,27 @@ def test_blocks_that_tell_the_classes_apart_weigh_more_where_validation_gains(tm
     assert louder > 1.1, "the noise is weighted down"
 
 
-def test_without_labels_no_class_of_a_training_image_is_looked_at(tmp_path: Path) -> None:
+def test_without_labels_no_class_is_looked_at(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     features, data = noisy_blocks(), write_dataset(tmp_path / "dataset")
-    others = np.where(SPLIT == "train", (LABELS + np.arange(IMAGES) // 16) % CLASSES, LABELS)
-    renamed = write_dataset(tmp_path / "renamed", others)
-    _, one = run(tmp_path / "one", features, data, labels="none", co_clusters=4)
-    metadata, other = run(tmp_path / "other", features, renamed, labels="none", co_clusters=4)
-    assert metadata["block_gamma"] == 0
-    assert one.targets.tobytes() == other.targets.tobytes()
+    permuted = np.random.default_rng(3).permutation(LABELS)
+    permuted[::5] = CLASSES  # one class more, too
+    renamed = write_dataset(tmp_path / "renamed", permuted, shown=LABELS)
+    metadata, one = run(tmp_path / "one", features, data, labels="none")
+    renamed_metadata, other = run(tmp_path / "other", features, renamed, labels="none")
+    assert one.manifest.digest == other.manifest.digest, "the same bytes in every file"
+    assert {**metadata, "seconds": 0} == {**renamed_metadata, "seconds": 0}
+    assert (metadata["adjusted_by"], metadata["shrinkage"], metadata["block_gamma"]) == ("co-clustering", 0.1, 0)
+    assert not {"purity", "nmi", "validation_recall_at_1_none"} & set(metadata)
+    shown = capsys.readouterr().out
+    assert "of unknown classes" in shown
+    assert "labels=none, nothing to choose by: co-clustering at 0.1" in shown
+    assert one.manifest.facts["adjusted_by_why"] == "labels=none, nothing to choose by: co-clustering at 0.1"
+
+
+def test_without_labels_a_given_strength_is_taken(tmp_path: Path) -> None:
+    metadata, clusters = run(tmp_path, features_of(), labels="none", shrinkage="0")
+    assert (metadata["adjusted_by"], metadata["shrinkage"]) == ("none", 0)
+    np.testing.assert_array_equal(clusters.targets, normalised(features_of()))
 
 
 def test_without_pairs_in_validation_nothing_is_adjusted_and_it_is_said(

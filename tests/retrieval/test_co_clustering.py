@@ -16,7 +16,7 @@ from retrieval.clusters import load_clusters, save_clusters
 from retrieval.co_clustering import CoClustering, choose_clusters, co_cluster
 from retrieval.k_means import normalised, spherical_k_means
 from retrieval.nonnegative import NONNEGATIVE
-from retrieval.spectrum import Sums, spectrum, sums
+from retrieval.spectrum import ROWS_PER_PRODUCT, Sums, round_to_bfloat16, spectrum, sums
 
 
 def blocks(
@@ -92,7 +92,7 @@ def test_products_in_bfloat16_turn_the_subspace_by_less_than_a_fifth_of_a_degree
 def test_what_is_added_up_belongs_to_one_matrix_near_the_given_one(products: str) -> None:
     matrix = uneven(50, 700)
     added = sums([matrix], products)
-    scaled = torch.from_numpy(matrix * (matrix.sum(1, dtype=np.float64) ** -0.5).astype(np.float32)[:, None])
+    scaled = torch.from_numpy(matrix / np.sqrt(matrix.sum(1))[:, None])
     scaled = (scaled.bfloat16() if products == "bfloat16" else scaled).double()
     rows = scaled * scaled.sum(1, keepdim=True)  # the matrix: row i has the sum t_i^2
     loop = sum(torch.outer(row, row) / row.sum() for row in rows)
@@ -103,12 +103,24 @@ def test_what_is_added_up_belongs_to_one_matrix_near_the_given_one(products: str
     assert added.rounded == (products == "bfloat16")
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(0, 2.0**100, width=32), min_size=1, max_size=20))
+def test_rounding_gives_the_nearest_number_of_bfloat16(values: list[float]) -> None:
+    given_values = np.array(values, np.float32)
+    rounded = given_values.copy()
+    round_to_bfloat16(rounded)
+    by_torch = torch.from_numpy(given_values).bfloat16().float().numpy()
+    np.testing.assert_array_equal(rounded, torch.from_numpy(rounded).bfloat16().float().numpy())
+    exact = given_values.astype(np.float64)
+    np.testing.assert_array_equal(np.abs(rounded - exact), np.abs(by_torch - exact))  # they differ halfway alone
+
+
 def test_bfloat16_is_used_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     for fast, columns, dtype, rounded in [
-        (True, 512, np.float32, True),
-        (True, 511, np.float32, False),
-        (True, 512, np.float64, False),
-        (False, 512, np.float32, False),
+        (True, 1_024, np.float32, True),
+        (True, 1_023, np.float32, False),
+        (True, 1_024, np.float64, False),
+        (False, 1_024, np.float32, False),
     ]:
         monkeypatch.setattr("retrieval.spectrum.has_fast_bfloat16", lambda _, fast=fast: fast)
         assert sums([np.ones((2, columns), dtype)]).rounded == rounded
@@ -147,6 +159,22 @@ def test_shards_add_up_to_the_whole(seed: int, shards: int) -> None:
     np.testing.assert_allclose(whole.gram, loop, rtol=1e-13)
     np.testing.assert_allclose(parts.columns, matrix.sum(0), rtol=1e-13)
     assert (parts.rows, parts.zero_rows) == (whole.rows, whole.zero_rows) == (len(matrix), 0)
+
+
+@pytest.mark.parametrize("products", ["float32", "bfloat16"])
+def test_rows_wait_for_a_product_in_any_batches(products: str) -> None:
+    matrix = np.random.default_rng(0).random((ROWS_PER_PRODUCT + 700, 6), np.float32)
+    whole = sums([matrix], products)
+    scaled = matrix / np.sqrt(matrix.sum(1))[:, None]
+    if products == "bfloat16":
+        scaled = torch.from_numpy(scaled).bfloat16().float().numpy()
+    scaled = scaled.astype(np.float64)
+    np.testing.assert_allclose(whole.gram, scaled.T @ scaled, rtol=1e-5)
+    for rows in (1_000, ROWS_PER_PRODUCT, 2_500):
+        parts = sums((matrix[start : start + rows] for start in range(0, len(matrix), rows)), products)
+        np.testing.assert_allclose(parts.gram, whole.gram, rtol=1e-5)
+        np.testing.assert_allclose(parts.columns, whole.columns, rtol=1e-5)
+        assert parts.rows == len(matrix)
 
 
 def test_the_sums_of_whole_numbers_add_up_exactly() -> None:
@@ -307,6 +335,8 @@ def test_the_number_of_clusters_follows_the_spectrum_or_the_classes() -> None:
     smooth = np.linspace(0.4, 0.1, 50)
     assert choose_clusters(smooth, rows=10_000, classes=10)[0] == 40
     assert choose_clusters(smooth, rows=100, classes=10)[0] == 12
+    assert choose_clusters(smooth, rows=10_000, classes=0) == (100, "the spectrum shows no gap: 100 images a cluster")
+    assert choose_clusters(smooth, rows=20, classes=0)[0] == 2
     assert choose_clusters(np.array([0.2, 0.01]), rows=10_000, classes=3)[0] == 12, "the tail is no gap"
     assert "blocks" in choose_clusters(np.array([0.9, 0.8, 0.1]), rows=10_000, classes=3)[1]
 
