@@ -332,7 +332,7 @@ def _move(
 
     lock = threading.Lock()
 
-    class Shown(BaseSubscriber):  # type: ignore[misc]
+    class Shown(BaseSubscriber):
         def on_progress(self, bytes_transferred: int, **_: Any) -> None:
             with lock:
                 if progress is not None:
