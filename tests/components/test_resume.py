@@ -18,9 +18,9 @@ from retrieval.dataset import INDEX_SCHEMA, save_dataset
 from retrieval.models import ModelConfig, build_network, save_model
 from retrieval.tracking import StepRun
 
-IMAGES = 480
+IMAGES = 240
 SMALL = {
-    "pretrain": {"classifier": "squeezenet1_1", "pretrain_epochs": 2, "feature_dimension": 16, "batch_size": 64},
+    "pretrain": {"classifier": "squeezenet1_1", "pretrain_epochs": 2, "feature_dimension": 16, "batch_size": 70},
     "finetune_metric": {
         **{"channels": (4, 4, 8), "dimension": 16, "batch_size": 6, "images_per_class": 2},
         **{"adjust_epochs": 1, "metric_epochs": 1},
@@ -44,7 +44,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for image, label in zip(pixels, labels, strict=True):
         image[2 * label : 2 * label + 3] += 150
     names = np.arange(IMAGES).astype(str)
-    parts = np.repeat(["train", "validation"], [IMAGES - 60, 60])
+    parts = np.repeat(["train", "validation"], [IMAGES - 30, 30])
     values = [np.arange(IMAGES), labels, names, parts, names, ["0"] * IMAGES, *[[8] * IMAGES] * 2]
     index = pa.table([pa.array(value) for value in values], names=INDEX_SCHEMA.names)
     dataset = save_dataset(folder / "dataset", [pixels], index, ["a", "b", "c"], {})
