@@ -281,10 +281,10 @@ class _Kept:
         history = state.facts["history"]
         self._history.epochs += history["epochs"]
         self._history.images, self._history.seconds = history["images"], history["seconds"]
-        self._generator.set_state(tensors["augmentation"][own])
-        torch.set_rng_state(tensors["dropout"][own])
+        self._generator.set_state(tensors["augmentation"][own].clone())  # reads from where storage begins
+        torch.set_rng_state(tensors["dropout"][own].clone())
         if self._device.type == "cuda":
-            torch.cuda.set_rng_state(tensors["dropout_cuda"][own], self._device)
+            torch.cuda.set_rng_state(tensors["dropout_cuda"][own].clone(), self._device)
         self._losses.say_resumed()
         return position
 
