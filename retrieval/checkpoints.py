@@ -147,15 +147,17 @@ class Checkpoint:
                 facts = json.loads((file.metadata() or {}).get(FACTS, "{}"))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
         except (OSError, SafetensorError, ValueError) as error:
-            return self._not_taken(f"it cannot be read ({error})")
-        if facts.pop("made_by", "") != self._made_by:
-            return self._not_taken("it is of other parameters, data, code or processes")
-        if facts.pop("sha256", "") != _tensors_digest(tensors):
-            return self._not_taken("it was altered: its sha256 is another")
-        return State(tensors, facts)
-
-    def _not_taken(self, why: str) -> None:
+            facts, tensors, why = {}, {}, f"it cannot be read ({error})"
+        else:
+            why = ""
+            if facts.pop("made_by", "") != self._made_by:
+                why = "it is of other parameters, data, code or processes"
+            elif facts.pop("sha256", "") != _tensors_digest(tensors):
+                why = "it was altered: its sha256 is another"
+        if not why:
+            return State(tensors, facts)
         distributed.say(f"The checkpoint {self._place}/{self._file} is not taken: {why}. Training begins anew.")
+        return None
 
 
 class Checkpoints:
