@@ -32,7 +32,8 @@ def container_component(image: str, params: type) -> Callable[[Callable[..., Non
             given = inspect.Signature(artifacts + knobs).bind(*values, **named).arguments
             options = [f"--{artifact.name}={given[artifact.name].path}" for artifact in artifacts]
             options += [f"--{knob.name}={given[knob.name]}" for knob in knobs]
-            options += [f"--pipeline-run={dsl.PIPELINE_JOB_ID_PLACEHOLDER}", "--executor-input", "{{$}}"]
+            options += [f"--pipeline-run={dsl.PIPELINE_JOB_ID_PLACEHOLDER}"]
+            options += [f"--pipeline-task={dsl.PIPELINE_TASK_NAME_PLACEHOLDER}", "--executor-input", "{{$}}"]
             command = ["python", "-m", f"components.{declaration.__name__}.step"]
             return dsl.ContainerSpec(image=image, command=command, args=options)
 

@@ -63,3 +63,17 @@ def is_auto_or_number(text: str, lowest: float, highest: float = math.inf) -> bo
         return math.isfinite(float(text)) and lowest <= float(text) <= highest
     except ValueError:
         return False
+
+
+def check_checkpoints(params: Any) -> None:
+    """Refuse a place of checkpoints that is neither folder nor bucket, and an interval that is no number of seconds.
+
+    Raises:
+        ValueError: names the knob and its value.
+    """
+    if "://" in params.checkpoints and not params.checkpoints.startswith("s3://"):
+        raise ValueError(f"checkpoints is '{params.checkpoints}'; give a folder, s3://bucket/prefix or nothing.")
+    if not 0 <= params.checkpoint_seconds < math.inf:
+        raise ValueError(
+            f"checkpoint_seconds is {params.checkpoint_seconds}; give the seconds between two, or 0 for none."
+        )

@@ -21,7 +21,7 @@ OutputPath = NewType("OutputPath", Path)
 Scalar = str | int | float | bool
 Outputs = Mapping[str, Mapping[str, Scalar]]  # metadata of each output artifact, by its name
 
-RESERVED = {"executor-input", "pipeline-run"}  # options of the launcher itself
+RESERVED = {"executor-input", "pipeline-run", "pipeline-task"}  # options of the launcher itself
 
 
 def launch(
@@ -47,6 +47,7 @@ def launch(
         options = _options(arguments if arguments is not None else sys.argv[1:])
         executor_input = json.loads(options.pop("executor-input", "null"))
         os.environ.setdefault("RANKONE_PIPELINE_RUN", options.pop("pipeline-run", ""))
+        os.environ["RANKONE_PIPELINE_TASK"] = options.pop("pipeline-task", step.__name__)
         paths = artifact_arguments(step)
         knobs = {name: text for name, text in options.items() if name not in paths}
         params = params_from(params_type, knobs)

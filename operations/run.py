@@ -16,6 +16,7 @@ from operations.parameters import step_names
 from retrieval import tracking
 from retrieval.fingerprint import source_fingerprint
 from retrieval.home import home
+from retrieval.manifest import digest_of
 
 if TYPE_CHECKING:
     from operations.local_runner import StepResult
@@ -42,6 +43,7 @@ def run_here(name: str, values: Mapping[str, Any]) -> int:
     folder = home() / "runs" / run
     folder.mkdir(parents=True)
     os.environ["RANKONE_PIPELINE_RUN"] = run
+    os.environ["RANKONE_CHECKPOINTS"] = checkpoints_of(values)
     key = tracking.start_pipeline_run(f"{name} {run}", values)  # returns at once; kfp loads meanwhile
 
     from operations.display import Display, summary
@@ -85,6 +87,12 @@ def with_source(values: Mapping[str, Any]) -> dict[str, Any]:
     if location and "://" not in location:
         location = str(Path(location).expanduser().resolve())
     return {**values, "location": location, "source_fingerprint": source_fingerprint(source, location)}
+
+
+def checkpoints_of(values: Mapping[str, Any]) -> str:
+    """Where the steps keep the states of their trainings: a place that the same command again finds."""
+    root = str(values.get("checkpoints") or home() / "checkpoints")
+    return f"{root.rstrip('/')}/{digest_of(dict(values))[:16]}"
 
 
 def record(folder: Path, status: str, results: "Mapping[str, StepResult]") -> None:

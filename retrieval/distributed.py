@@ -55,6 +55,15 @@ def wait_for_all() -> None:
         dist.barrier()
 
 
+def as_the_first_says(value: bool, device: torch.device) -> bool:
+    """The value that the first process has; all must ask, and wait for one another. `device` is where they train."""
+    if world_size() == 1:
+        return value
+    told = torch.tensor([value], dtype=torch.uint8, device=device)
+    dist.broadcast(told, src=0)
+    return bool(told.item())
+
+
 def own_share(batches: Tensor) -> Tensor:
     """The columns of this process: (steps, b) -> (steps, b / processes); laid side by side by rank they are the whole.
 

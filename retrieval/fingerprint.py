@@ -8,7 +8,6 @@ from importlib.metadata import version
 
 from retrieval.listing import (
     CIFAR100_FILES,
-    Bucket,
     Listed,
     cifar100_root,
     existing_folder,
@@ -16,6 +15,7 @@ from retrieval.listing import (
     parquet_files,
 )
 from retrieval.manifest import digest_of
+from retrieval.object_store import Address, list_objects
 
 
 def source_fingerprint(source: str, location: str) -> str:
@@ -53,7 +53,7 @@ def _parquet(location: str) -> list[list[str | int]]:
 
 
 def _s3(location: str) -> list[list[str | int]]:
-    return _entries(Bucket.parse(location).list())
+    return _entries(list_objects(Address.parse(location)))
 
 
 def _entries(listed: list[Listed]) -> list[list[str | int]]:

@@ -21,7 +21,7 @@ class Progress:
         self, name: str, total: int | None, unit: str, stream: TextIO | None = None, seconds_between_lines: float = 2.0
     ) -> None:
         self.name, self.total, self.unit = name, total, unit
-        self.done = 0
+        self.done = self._before = 0
         self._stream = stream or sys.stdout
         self._live = self._stream.isatty()
         self._interval = 0.1 if self._live else seconds_between_lines
@@ -42,10 +42,14 @@ class Progress:
         if time.monotonic() - self._shown >= self._interval:
             self._show()
 
+    def begin_at(self, done: int) -> None:
+        """So much was done before, by another process: it counts, but not for the units a second."""
+        self.done = self._before = done
+
     @property
     def per_second(self) -> float:
         """Units a second since the beginning."""
-        return self.done / max(time.monotonic() - self._started, 1e-9)
+        return (self.done - self._before) / max(time.monotonic() - self._started, 1e-9)
 
     def line(self) -> str:
         """The progress as one line of text, without mark or line end."""

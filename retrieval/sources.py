@@ -25,16 +25,14 @@ from retrieval.home import home
 from retrieval.images import RefusedImageError
 from retrieval.listing import (
     CIFAR100_FOLDER,
-    Bucket,
     Listed,
     cifar100_root,
-    clear_s3_errors,
     existing_folder,
     list_folder,
     parquet_files,
     readable,
-    s3_client,
 )
+from retrieval.object_store import Address, list_objects, read_object, s3_client
 
 SPLIT_NAMES = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
 PICTURE_ENDINGS = {  # the first row can be read; a file of the second is a picture too, and is refused by name
@@ -216,14 +214,14 @@ def s3(location: str, options: SourceOptions) -> Source:
 
     An object that is there with the size and etag of the listing is not fetched again.
     """
-    bucket = Bucket.parse(location)
-    records, ignored = arrange(bucket.list())
+    place = Address.parse(location)
+    records, ignored = arrange(list_objects(place))
     endpoint = s3_client().meta.endpoint_url
     spool = home() / "spool" / hashlib.sha256(f"{endpoint} {location}".encode()).hexdigest()[:16]
 
     def batches(chosen: Sequence[Record], size: int) -> Iterator[Contents]:
         for part in _parts(chosen, size):
-            yield Objects(bucket, spool, [record.where for record in part], options.max_bytes)
+            yield Objects(place, spool, [record.where for record in part], options.max_bytes)
 
     return Source(records, ignored, batches, close=lambda: shutil.rmtree(spool, ignore_errors=True))
 
@@ -278,7 +276,7 @@ class Files:
 class Objects:
     """The bytes of objects, fetched in parallel when iterated; the spool keeps each under its key, size and etag."""
 
-    bucket: Bucket
+    place: Address
     spool: Path
     listed: list[Listed]
     max_bytes: int
@@ -303,10 +301,7 @@ class Objects:
         return content
 
     def _fetch(self, client: Any, entry: Listed) -> bytes:
-        action = f"fetching s3://{self.bucket.name}/{self.bucket.prefix}{entry.path}"
-        with clear_s3_errors(client, self.bucket.name, action):
-            key = f"{self.bucket.prefix}{entry.path}"
-            return client.get_object(Bucket=self.bucket.name, Key=key, IfMatch=entry.version)["Body"].read()
+        return read_object(client, self.place / entry.path, entry.version)
 
 
 @dataclass(frozen=True)

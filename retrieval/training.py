@@ -7,13 +7,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from retrieval import distributed
 from retrieval.augmentation import Augmentation
+from retrieval.checkpoints import Checkpoint, State
 from retrieval.devices import autocast
 from retrieval.image_batches import ImageBatches
 from retrieval.progress import Progress
@@ -132,12 +133,15 @@ def fit(
     objective_learning_rate_factor: float = 1.0,
     compile: bool = False,
     averaged_from: float | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> History:
     """Train a network, and the objective's own parameters, by SGD. Both are changed in place and end on the device.
 
     Under torchrun each process takes its share of every batch, outputs are gathered, and every process computes the
     loss of the whole batch. Inside an epoch the device is waited for once in SECONDS_BETWEEN_READS, to read losses.
-    The same seed gives the same weights on the same machine; the global random state is left as it was.
+    The same seed gives the same weights on the same machine; the global random state is left as it was. So it is when a
+    training is stopped at any moment and called again with the same checkpoint: it goes on at the state kept last, and
+    on a CPU ends with the weights, bit for bit, of one that was not stopped.
 
     Args:
         network: forward(images (b, 3, h, w) float in [0, 1], channels last) -> (b, d), run in bfloat16 if it is fast.
@@ -156,6 +160,8 @@ def fit(
         compile: run the network through torch.compile.
         averaged_from: share of the steps, from 0 to below 1, after which the mean of the weights begins that network
             and objective have in the end (Izmailov et al., UAI 2018); None for those of the last step.
+        checkpoint: where the state is kept now and then, and at the end, so that it need not be trained again; None for
+            nowhere. The epochs of an earlier attempt are told to `on_epoch` again.
 
     Raises:
         ValueError: a loss that is not finite (names the step), a batch that cannot be drawn, or a share out of range.
@@ -172,8 +178,6 @@ def fit(
         raise ValueError(f"averaged_from is {averaged_from}; give a share of the steps from 0 to below 1.")
     labels_there = labels.to(device)
     steps, images_per_step = order_of(0).shape
-    ahead, orders = itertools.tee(map(order_of, range(schedule.epochs)))
-    batches = images.batches(map(distributed.own_share, ahead))
     history = History()
     generator = torch.Generator(device).manual_seed(_mixed(seed))
     with (
@@ -183,16 +187,27 @@ def fit(
     ):
         trainer = _Trainer(network, objective, schedule, objective_learning_rate_factor, device, compile)
         average = Average(trainer.state())
+        kept = _Kept(checkpoint, trainer, average, losses, history, generator)
+        begun = kept.resume()
+        if on_epoch is not None and distributed.is_first():
+            for epoch, numbers in enumerate(history.epochs):
+                on_epoch(epoch, dict(numbers))
         first_averaged = math.inf if averaged_from is None else math.floor(averaged_from * schedule.epochs * steps)
-        for epoch, order in enumerate(orders):
-            started = time.perf_counter()
+        ahead, orders = itertools.tee(map(order_of, range(begun.epoch, schedule.epochs)))
+        rest = (order[begun.step if number == 0 else 0 :] for number, order in enumerate(ahead))
+        batches = images.batches(map(distributed.own_share, rest))
+        for epoch, order in enumerate(orders, begun.epoch):
+            first, before = (begun.step, begun.seconds) if epoch == begun.epoch else (0, 0.0)
+            started = time.perf_counter() - before
             rows = order.to(device)
-            for step, positions in enumerate(rows):
+            for step, positions in enumerate(rows[first:], first):
                 rate = schedule.rate(epoch * len(rows) + step, schedule.epochs * len(rows))
                 loss = trainer.step(augment(next(batches), generator), labels_there[positions], positions, rate)
                 losses.add(loss)
                 if epoch * steps + step >= first_averaged:
                     average.add()
+                if step + 1 < steps:
+                    kept.keep_if_due(_Position(epoch, step + 1, time.perf_counter() - started))
             mean = losses.end_epoch()
             elapsed = time.perf_counter() - started
             numbers = {"loss": mean, "learning_rate": rate, "images_per_second": order.numel() / elapsed}
@@ -200,8 +215,82 @@ def fit(
             history.images, history.seconds = history.images + order.numel(), history.seconds + elapsed
             if on_epoch is not None and distributed.is_first():
                 on_epoch(epoch, dict(numbers))
+            kept.keep_if_due(_Position(epoch + 1), last=epoch + 1 == schedule.epochs)
         average.write()
     return history
+
+
+@dataclass(frozen=True)
+class _Position:
+    """Where a training is: the epoch, the next step in it, and the seconds that the epoch has taken."""
+
+    epoch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+
+
+class _Kept:
+    """All that a training changes, on its way to a checkpoint and back.
+
+    Weights, the optimiser's memory, the average, the losses of the epoch, what was done before, and the generators of
+    augmentation and dropout, of every process. Batches need none: they are drawn from the seed and the epoch alone, and
+    nothing here draws from Python's or NumPy's global generators.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint | None,
+        trainer: "_Trainer",
+        average: "Average",
+        losses: "_Losses",
+        history: History,
+        generator: torch.Generator,
+    ) -> None:
+        self._checkpoint, self._trainer, self._average = checkpoint, trainer, average
+        self._losses, self._history, self._generator = losses, history, generator
+        self._device = trainer.device
+
+    def keep_if_due(self, position: _Position, last: bool = False) -> None:
+        """Keep the state, from which the training goes on at a position, when it is time for it or at the end."""
+        if self._checkpoint is None or not (last or self._checkpoint.due(self._device)):
+            return
+        tensors = {
+            **self._trainer.tensors(),
+            **{f"average.{number}": mean for number, mean in enumerate(self._average.means)},
+            "losses": self._losses.of_epoch(),
+            "augmentation": self._of_all_processes(self._generator.get_state()),
+            "dropout": self._of_all_processes(torch.get_rng_state()),
+        }
+        if self._device.type == "cuda":
+            tensors["dropout_cuda"] = self._of_all_processes(torch.cuda.get_rng_state(self._device))
+        facts = {"position": asdict(position), "history": asdict(self._history), "averaged": self._average.count}
+        self._checkpoint.write(State(tensors, facts), wait=last)
+
+    def resume(self) -> _Position:
+        """Put the state that was kept last in the place of the present one; returns where the training goes on."""
+        state = self._checkpoint.read() if self._checkpoint is not None else None
+        position = _Position(**state.facts["position"]) if state is not None else _Position()
+        where = torch.tensor([[position.epoch, position.step]], device=self._device)
+        if state is None or len(distributed.gather(where).unique(dim=0)) > 1:
+            return _Position()  # one process cannot see what another does: all begin anew
+        tensors, own = state.tensors, distributed.rank()
+        self._trainer.restore(tensors)
+        means = [tensors[f"average.{number}"] for number in range(len(tensors)) if f"average.{number}" in tensors]
+        self._average.restore(means, state.facts["averaged"])
+        self._losses.resume(position.epoch, tensors["losses"])
+        history = state.facts["history"]
+        self._history.epochs += history["epochs"]
+        self._history.images, self._history.seconds = history["images"], history["seconds"]
+        self._generator.set_state(tensors["augmentation"][own].clone())  # reads from where storage begins
+        torch.set_rng_state(tensors["dropout"][own].clone())
+        if self._device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["dropout_cuda"][own].clone(), self._device)
+        self._losses.say_resumed()
+        return position
+
+    def _of_all_processes(self, state: Tensor) -> Tensor:
+        """One row a process."""
+        return distributed.gather(state[None].to(self._device))
 
 
 class _Trainer:
@@ -248,6 +337,28 @@ class _Trainer:
         self.optimiser.step()
         return loss.detach()
 
+    def tensors(self) -> dict[str, Tensor]:
+        """What a step changes, by name: weights, running statistics and the optimiser's memory."""
+        found = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        found |= {f"objective.{name}": value for name, value in self.objective.state_dict().items()}
+        for number, parameter in enumerate(self._optimised()):
+            if (memory := self.optimiser.state[parameter].get("momentum_buffer")) is not None:
+                found[f"momentum.{number}"] = memory
+        return found
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Put tensors, as `tensors` gave them, in the place of the present ones, laid out in memory as these are."""
+        for name, module in (("network.", self.network), ("objective.", self.objective)):
+            module.load_state_dict(
+                {key.removeprefix(name): value for key, value in tensors.items() if key.startswith(name)}
+            )
+        for number, parameter in enumerate(self._optimised()):
+            if (memory := tensors.get(f"momentum.{number}")) is not None:
+                self.optimiser.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).detach().copy_(memory)
+
+    def _optimised(self) -> list[Tensor]:
+        return [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
+
     def state(self) -> list[Tensor]:
         """Parameters and buffers of the network and the objective: the tensors that a step changes."""
         modules = (self.network, self.objective)
@@ -259,25 +370,34 @@ class Average:
 
     Args:
         tensors: that change in place from step to step; those that are not floating point are left alone.
+
+    Attributes:
+        means: of each tensor; empty until one was taken in.
+        count: of how many steps.
     """
 
     def __init__(self, tensors: list[Tensor]) -> None:
         self._tensors = [tensor.detach() for tensor in tensors if tensor.is_floating_point()]
-        self._means: list[Tensor] = []
-        self._count = 0
+        self.means: list[Tensor] = []
+        self.count = 0
 
     def add(self) -> None:
         """Take in the tensors as they are now."""
-        self._count += 1
-        if self._count == 1:
-            self._means = [tensor.clone() for tensor in self._tensors]
+        self.count += 1
+        if self.count == 1:
+            self.means = [tensor.clone() for tensor in self._tensors]
             return
-        for mean, tensor in zip(self._means, self._tensors, strict=True):
-            mean.lerp_(tensor, 1 / self._count)
+        for mean, tensor in zip(self.means, self._tensors, strict=True):
+            mean.lerp_(tensor, 1 / self.count)
+
+    def restore(self, means: list[Tensor], count: int) -> None:
+        """Go on from means of so many steps."""
+        self.means = [torch.empty_like(tensor).copy_(mean) for mean, tensor in zip(means, self._tensors, strict=False)]
+        self.count = count
 
     def write(self) -> None:
         """Put the means into the tensors; nothing when none were taken in."""
-        for mean, tensor in zip(self._means, self._tensors, strict=False):
+        for mean, tensor in zip(self.means, self._tensors, strict=False):
             tensor.copy_(mean)
 
 
@@ -315,6 +435,21 @@ class _Losses:
         mean = self._read()
         self._epoch, self._done, self._read_to = self._epoch + 1, 0, 0
         return mean
+
+    def of_epoch(self) -> Tensor:
+        """(steps so far,) the losses of this epoch, on the device."""
+        return self._losses[: self._done]
+
+    def resume(self, epoch: int, losses: Tensor) -> None:
+        """Go on amid an epoch, of which these losses are known."""
+        self._epoch, self._done, self._read_to = epoch, len(losses), len(losses)
+        self._losses[: self._done] = losses
+        self._progress.begin_at((epoch * self._steps + self._done) * self._images)
+
+    def say_resumed(self) -> None:
+        """Say where the training goes on."""
+        done, all_steps = self._epoch * self._steps + self._done, self._epochs * self._steps
+        distributed.say(f"{self._name}: resumed from a checkpoint, after step {done:,} of {all_steps:,}.")
 
     def __enter__(self) -> "_Losses":
         self._progress.__enter__()

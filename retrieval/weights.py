@@ -1,6 +1,5 @@
 """Weights of image classifiers that others have trained: found by name, path or S3 address, and put into a trunk."""
 
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from retrieval.backbones import empty_trunk
 from retrieval.manifest import file_digest
-from retrieval.progress import Progress
+from retrieval.object_store import Address, download, is_address
 
 CLASSIFIER = ("fc.", "classifier.", "module.fc.", "module.classifier.")  # what follows the trunk: not loaded
 
@@ -44,10 +43,10 @@ def weights_file(name: str, weights: str) -> Iterator[Path]:
     """The file of weights on this machine; what comes from S3 is there only inside the context."""
     if weights == "imagenet":
         yield _published(name)
-    elif weights.startswith("s3://"):
+    elif is_address(weights):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / Path(urlparse(weights).path).name
-            _fetch_from_s3(weights, path)
+            download({path: Address.parse(weights)}, name=f"fetch {path.name}")
             yield path
     else:
         yield Path(weights)
@@ -137,23 +136,3 @@ def _published(name: str) -> Path:
                 f"or put it at {path}."
             ) from error
     return path
-
-
-def _fetch_from_s3(address: str, path: Path) -> None:
-    """Copy an object to a file; the endpoint and the credentials come from the environment, as boto3 reads them."""
-    import boto3
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    place = urlparse(address)
-    bucket, key = place.netloc, place.path.lstrip("/")
-    try:
-        client = boto3.client("s3")
-        size = client.head_object(Bucket=bucket, Key=key)["ContentLength"]
-        with Progress(f"fetch {path.name}", total=size, unit="bytes") as progress:
-            client.download_file(bucket, key, os.fspath(path), Callback=progress.advance)
-    except (BotoCoreError, ClientError, ValueError) as error:
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "Amazon's"
-        raise ValueError(
-            f"{address} cannot be fetched ({error}); the endpoint is {endpoint}. Check the address, AWS_ENDPOINT_URL "
-            "and the credentials."
-        ) from error

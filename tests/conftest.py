@@ -21,6 +21,8 @@ def mlflow_home(mlflow_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "MLFLOW_EXPERIMENT_NAME",
         "MLFLOW_REGISTRY_URI",
         "RANKONE_PIPELINE_RUN",
+        "RANKONE_PIPELINE_TASK",
+        "RANKONE_CHECKPOINTS",
         "RANKONE_TRACKING_SOCKET",
         "RANKONE_CODE_VERSION",
         "RANK",

@@ -8,6 +8,7 @@ from components.knobs import (
     DEVICES,
     LABELS,
     ROBUST,
+    check_checkpoints,
     check_choices,
     check_least,
     is_auto_or_number,
@@ -64,6 +65,9 @@ class Params:
             assigned anew. Give pretrain, co_cluster and finetune_softmax the same.
         label_rounds: with labels=none, assignments to train on, metric_epochs each.
         compile: run the network through torch.compile.
+        checkpoints: where the state of the training is kept, so that a step that is tried again goes on there: a folder
+            or s3://bucket/prefix; empty for the place that `rankone run` names, elsewhere for none.
+        checkpoint_seconds: between two states that are kept; 0 keeps none.
         seed: of every random choice.
         device: auto, cpu or cuda.
     """
@@ -93,10 +97,13 @@ class Params:
     labels: str = "given"
     label_rounds: int = 3
     compile: bool = False
+    checkpoints: str = ""
+    checkpoint_seconds: float = 60.0
     seed: int = 0
     device: str = "auto"
 
     def __post_init__(self) -> None:
+        check_checkpoints(self)
         check_choices(self, network=("four_layer", *BACKBONES), loss=LOSSES, augment=AUGMENTATIONS, device=DEVICES)
         check_choices(self, pooling=POOLINGS, pool_kind=POOL_KINDS, robust=ROBUST, labels=LABELS)
         check_choices(self, adjust_by=ADJUST_BY)

@@ -1,5 +1,7 @@
 """Draws the embedding network to the adjusted features, then trains it with a loss chosen from the data."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,7 @@ from retrieval import distributed
 from retrieval.adjusting import adjusting_objective
 from retrieval.augmentation import choose_augmentation, evenly_spaced, named_augmentation
 from retrieval.backbones import enlarged_size
+from retrieval.checkpoints import Checkpoints, open_checkpoints
 from retrieval.choices import Choice, choose_learning_rate, choose_loss, measure_classes
 from retrieval.clusters import Clusters, load_clusters
 from retrieval.colours import colour_statistics
@@ -29,6 +32,27 @@ from retrieval.validation import validation_recall_at_1
 SEEDS_OF_A_ROUND = 1_000_000  # so far apart are the seeds of the rounds of labels=none
 
 
+@dataclass(frozen=True)
+class Training:
+    """What the phases have in common.
+
+    Attributes:
+        params: the knobs.
+        network: changed in place by each phase.
+        images: to train on; their rows are those of the dataset.
+        chosen: loss, learning rate and augmentation.
+        run: where curves go.
+        checkpoints: where the state of each phase is kept.
+    """
+
+    params: Params
+    network: EmbeddingModel
+    images: ImageBatches
+    chosen: dict[str, Choice]
+    run: StepRun
+    checkpoints: Checkpoints
+
+
 def finetune_metric(params: Params, dataset: InputPath, clusters: InputPath, model: OutputPath) -> Outputs:
     """Decide what to train by, draw the network to the adjusted features, train it, measure it on validation."""
     device = pick_device(params.device)
@@ -37,18 +61,19 @@ def finetune_metric(params: Params, dataset: InputPath, clusters: InputPath, mod
     rows, labels = training_labels(data) if params.labels == "given" else cluster_labels(data, adjusted)
     targets = targets_of(adjusted, rows, data)
     distributed.say(what_was_read(data, labels, targets, params, device))
-    with step_run("finetune_metric", params) as run:
+    made_from = {"dataset": data.digest, "clusters": adjusted.manifest.digest}
+    with open_checkpoints(params, made_from, __file__) as checkpoints, step_run("finetune_metric", params) as run:
         images = ImageBatches(data, rows, device)
         chosen = decide(params, targets, labels, images, run)
         torch.manual_seed(params.seed)
         network = build_network(network_config(params, data, rows))
-        given = network, images, params, chosen, run
-        adjusting = adjust(adjusted, rows, targets, labels, *given)
-        training = train_rounds(labels, targets, data, rows, *given)
+        training = Training(params, network, images, chosen, run, checkpoints)
+        adjusting = adjust(training, adjusted, targets, labels)
+        rounds = train_rounds(training, data, targets, labels)
         if not distributed.is_first():
             return {}
         recall = validation_recall_at_1(network, data, device, name="finetune_metric: validate")
-        phases = [adjusting, *training]
+        phases = [adjusting, *rounds]
         seconds, seen = sum(phase.seconds for phase in phases), sum(phase.images for phase in phases)
         numbers = {"images_per_second": round(seen / seconds, 1)}
         numbers |= {} if recall is None else {"validation_recall_at_1": recall}
@@ -60,13 +85,12 @@ def finetune_metric(params: Params, dataset: InputPath, clusters: InputPath, mod
             "network": params.network,
             "dimension": params.dimension,
             "parameters": sum(parameter.numel() for parameter in network.parameters()),
-            "epochs": params.adjust_epochs + params.metric_epochs * len(training),
+            "epochs": params.adjust_epochs + params.metric_epochs * len(rounds),
             "adjust_by": params.adjust_by if params.adjust_epochs else "none",
             **{name: choice.value for name, choice in chosen.items()},
             **{f"{name}_why": choice.why for name, choice in chosen.items()},
             **numbers,
         }
-        made_from = {"dataset": data.digest, "clusters": adjusted.manifest.digest}
         save_model(model, network.cpu(), made_from, described | {"resize": data.resize})
     return {"model": described}
 
@@ -142,49 +166,29 @@ def network_config(params: Params, data: Dataset, rows: np.ndarray) -> ModelConf
     )
 
 
-def adjust(
-    clusters: Clusters,
-    rows: np.ndarray,
-    targets: Tensor,
-    labels: Tensor,
-    network: EmbeddingModel,
-    images: ImageBatches,
-    params: Params,
-    chosen: dict[str, Choice],
-    run: StepRun,
-) -> History:
+def adjust(training: Training, clusters: Clusters, targets: Tensor, labels: Tensor) -> History:
     """Draw the network to the adjusted features in the way asked for; nothing without epochs."""
+    params = training.params
     if not params.adjust_epochs:
         return History()
-    assigned = torch.tensor(clusters.image_clusters[rows])
+    assigned = torch.tensor(clusters.image_clusters[training.images.rows])
     objective = adjusting_objective(params.adjust_by, targets, assigned, params.dimension)
     distributed.say(f"finetune_metric: drawn to the adjusted features by {params.adjust_by}.")
-    return train("adjust", objective, params.adjust_epochs, labels, network, images, params, chosen, run)
+    return train(training, "adjust", objective, params.adjust_epochs, labels)
 
 
-def train_rounds(
-    labels: Tensor,
-    targets: Tensor,
-    data: Dataset,
-    rows: np.ndarray,
-    network: EmbeddingModel,
-    images: ImageBatches,
-    params: Params,
-    chosen: dict[str, Choice],
-    run: StepRun,
-) -> list[History]:
+def train_rounds(training: Training, data: Dataset, targets: Tensor, labels: Tensor) -> list[History]:
     """Train by the labels; without given ones, by those that the network and the targets assign, round after round."""
+    params, network, images = training.params, training.network, training.images
     histories: list[History] = []
 
     def train_round(number: int, assigned: Tensor) -> None:
-        loss = ByLabel(MetricObjective(chosen["loss"].value, int(assigned.max()) + 1, params.dimension))
-        histories.append(
-            train("metric", loss, params.metric_epochs, assigned, network, images, params, chosen, run, number)
-        )
+        loss = ByLabel(MetricObjective(training.chosen["loss"].value, int(assigned.max()) + 1, params.dimension))
+        histories.append(train(training, "metric", loss, params.metric_epochs, assigned, number))
 
     def embed_training_images() -> Tensor:
         distributed.same_everywhere(network)  # running statistics too: every process must assign alike
-        return joined(embed(network, data, rows, images.device, name="finetune_metric: assign"), targets)
+        return joined(embed(network, data, images.rows, images.device, name="finetune_metric: assign"), targets)
 
     rounds = params.label_rounds if params.labels == "none" and params.metric_epochs else 1
     self_train(labels, rounds, train_round, embed_training_images, params.seed, "finetune_metric, labels=none")
@@ -205,39 +209,32 @@ def beside_features(recall: float | None, clusters: Clusters, data: Dataset) -> 
 
 
 def train(
-    phase: str,
-    objective: nn.Module,
-    epochs: int,
-    labels: Tensor,
-    network: EmbeddingModel,
-    images: ImageBatches,
-    params: Params,
-    chosen: dict[str, Choice],
-    run: StepRun,
-    number: int = 0,
+    training: Training, phase: str, objective: nn.Module, epochs: int, labels: Tensor, number: int = 0
 ) -> History:
     """One of the two phases, "adjust" or "metric", or a round of it: train, log a curve; nothing without epochs."""
     if not epochs:
         return History()
+    params, chosen = training.params, training.chosen
     first = 0 if phase == "adjust" else params.adjust_epochs + number * epochs
 
     def log(epoch: int, numbers: dict[str, float]) -> None:
-        run.log_metrics({f"{phase}_loss": numbers.pop("loss"), **numbers}, step=first + epoch)
+        training.run.log_metrics({f"{phase}_loss": numbers.pop("loss"), **numbers}, step=first + epoch)
 
     return fit(
-        network,
+        training.network,
         objective,
-        images,
+        training.images,
         labels,
         Schedule(epochs, chosen["learning_rate"].value),
         batch_size=params.batch_size,
         seed=2 * params.seed + (phase == "metric") + SEEDS_OF_A_ROUND * number,
         augment=named_augmentation(chosen["augment"].value, params.robust),
-        device=images.device,
+        device=training.images.device,
         name=f"finetune_metric, {phase}",
         balanced=batch_of(params, labels) if phase == "metric" else None,
         on_epoch=log,
         compile=params.compile,
+        checkpoint=training.checkpoints.of(f"{phase} {number}"),
     )
 
 

@@ -7,6 +7,7 @@ from components.knobs import (
     DEVICES,
     LABELS,
     ROBUST,
+    check_checkpoints,
     check_choices,
     check_least,
     check_rates,
@@ -32,6 +33,9 @@ class Params:
             image is hidden.
         labels: given, or none: the model goes on as it came.
         compile: run the network through torch.compile.
+        checkpoints: where the state of the training is kept, so that a step that is tried again goes on there: a folder
+            or s3://bucket/prefix; empty for the place that `rankone run` names, elsewhere for none.
+        checkpoint_seconds: between two states that are kept; 0 keeps none.
         seed: of every random choice.
         device: auto, cpu or cuda.
     """
@@ -47,10 +51,13 @@ class Params:
     robust: str = "none"
     labels: str = "given"
     compile: bool = False
+    checkpoints: str = ""
+    checkpoint_seconds: float = 60.0
     seed: int = 0
     device: str = "auto"
 
     def __post_init__(self) -> None:
+        check_checkpoints(self)
         check_choices(self, augment=AUGMENTATIONS, robust=ROBUST, labels=LABELS, device=DEVICES)
         check_least(self, softmax_epochs=1, batch_size=2)
         check_rates(self, "softmax_learning_rate")

@@ -11,6 +11,7 @@ from components.finetune_softmax.params import Params
 from components.launch import InputPath, OutputPath, Outputs, launch
 from retrieval import distributed
 from retrieval.augmentation import choose_augmentation, evenly_spaced, named_augmentation
+from retrieval.checkpoints import Checkpoints, open_checkpoints
 from retrieval.cosine_layer import CosineLayer, class_centres
 from retrieval.dataset import Dataset
 from retrieval.devices import describe, pick_device
@@ -57,11 +58,12 @@ def finetune_softmax(params: Params, dataset: InputPath, model: InputPath, tuned
         f"finetune_softmax: {len(data):,} images of {data.image_size} px, {len(rows):,} of {len(names):,} classes to "
         f"train on; {network.config.architecture}, d = {network.dimension}; {describe(device)}; seed {params.seed}."
     )
-    with step_run("finetune_softmax", params) as run:
+    made_from = {"dataset": data.digest, "model": read_model_manifest(model).digest}
+    with open_checkpoints(params, made_from, __file__) as checkpoints, step_run("finetune_softmax", params) as run:
         embeddings, targets = embed(network, data, rows, device), torch.from_numpy(labels)
         layer = CosineLayer(class_centres(embeddings, targets), label_smoothing=params.label_smoothing)
         before = candidate("before", copy.deepcopy(network), embeddings, targets, data, params.refine, device)
-        history = fine_tune(network, layer, ImageBatches(data, rows, device), targets, params, run)
+        history = fine_tune(network, layer, ImageBatches(data, rows, device), targets, params, run, checkpoints)
         if not distributed.is_first():
             return {}
         accuracy = validation_accuracy(network, layer, data, names, device)
@@ -76,7 +78,6 @@ def finetune_softmax(params: Params, dataset: InputPath, model: InputPath, tuned
             distributed.say(f"finetune_softmax: {sentence}")
         run.set_tags({"softmax_why": verdict, "refinement_why": chosen.refinement_why})
         described = {"epochs": params.softmax_epochs, "dimension": chosen.model.dimension, **numbers}
-        made_from = {"dataset": data.digest, "model": read_model_manifest(model).digest}
         decided = {
             "softmax": "fine-tuned" if chosen is after else "as it came",
             "softmax_why": verdict,
@@ -159,7 +160,13 @@ def pass_through(network: EmbeddingModel, data: Dataset, model: InputPath, tuned
 
 
 def fine_tune(
-    network: EmbeddingModel, layer: CosineLayer, images: ImageBatches, labels: Tensor, params: Params, run: StepRun
+    network: EmbeddingModel,
+    layer: CosineLayer,
+    images: ImageBatches,
+    labels: Tensor,
+    params: Params,
+    run: StepRun,
+    checkpoints: Checkpoints,
 ) -> History:
     """Train the network and the layer with a falling rate, weight decay and smoothed labels; log the curve."""
     some = evenly_spaced(len(labels))
@@ -185,6 +192,7 @@ def fine_tune(
         on_epoch=log,
         averaged_from=params.average_from if params.average_from < 1 else None,
         compile=params.compile,
+        checkpoint=checkpoints.of("network"),
     )
 
 

@@ -2,7 +2,16 @@
 
 from dataclasses import dataclass
 
-from components.knobs import AUGMENTATIONS, BACKBONES, DEVICES, LABELS, check_choices, check_least, check_rates
+from components.knobs import (
+    AUGMENTATIONS,
+    BACKBONES,
+    DEVICES,
+    LABELS,
+    check_checkpoints,
+    check_choices,
+    check_least,
+    check_rates,
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,9 @@ class Params:
         augment: auto (decided from the images), or the name of an augmentation.
         labels: given, or none: the network is not trained, as that needs the classes; its features are integrated only.
         compile: run the network through torch.compile.
+        checkpoints: where the state of the training is kept, so that a step that is tried again goes on there: a folder
+            or s3://bucket/prefix; empty for the place that `rankone run` names, elsewhere for none.
+        checkpoint_seconds: between two states that are kept; 0 keeps none.
         seed: of every random choice.
         device: auto, cpu or cuda.
     """
@@ -45,10 +57,13 @@ class Params:
     augment: str = "auto"
     labels: str = "given"
     compile: bool = False
+    checkpoints: str = ""
+    checkpoint_seconds: float = 60.0
     seed: int = 0
     device: str = "auto"
 
     def __post_init__(self) -> None:
+        check_checkpoints(self)
         check_choices(self, classifier=BACKBONES, augment=AUGMENTATIONS, labels=LABELS, device=DEVICES)
         check_least(self, pretrain_warmup_epochs=0, pretrain_epochs=0, feature_dimension=1, batch_size=1)
         check_rates(self, "pretrain_learning_rate")

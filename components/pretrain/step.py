@@ -12,6 +12,7 @@ from components.pretrain.params import Params
 from retrieval import distributed
 from retrieval.augmentation import choose_augmentation, evenly_spaced, named_augmentation
 from retrieval.backbones import IMAGENET_MEAN, IMAGENET_STD, least_image_size
+from retrieval.checkpoints import Checkpoints, open_checkpoints
 from retrieval.class_layer import ClassLayer
 from retrieval.colours import colour_statistics
 from retrieval.dataset import Dataset
@@ -33,11 +34,12 @@ def pretrain(params: Params, dataset: InputPath, backbone: OutputPath, features:
     data = Dataset(dataset)
     train = data.rows("train")
     distributed.say(_what_was_read(data, train, params, device))
-    with step_run("pretrain", params) as run:
+    made_from = {"dataset": data.digest}
+    with open_checkpoints(params, made_from, __file__) as checkpoints, step_run("pretrain", params) as run:
         torch.manual_seed(params.seed)
         network = build_network(classifier_config(params, data, train))
         digest = load_weights(network.backbone.trunk, params.classifier, params.weights)
-        history = fine_tune(network, data, train, params, device, run)
+        history = fine_tune(network, data, train, params, device, run, checkpoints)
         if not distributed.is_first():
             return {}
         pooled = embed(network, data, np.arange(len(data)), device, params.batch_size, "pretrain: embed")
@@ -49,7 +51,7 @@ def pretrain(params: Params, dataset: InputPath, backbone: OutputPath, features:
         if history.images:
             numbers |= {"images_per_second": round(history.images_per_second, 1)}
         facts: dict[str, Any] = {"weights_digest": digest, "classes": _classes(data, train), **numbers}
-        backbone_digest = save_model(backbone, model.cpu(), {"dataset": data.digest}, facts).digest
+        backbone_digest = save_model(backbone, model.cpu(), made_from, facts).digest
         save_features(features, values, data.digest, {"backbone": params.classifier, **numbers}, backbone_digest)
         numbers |= {"feature_dimension": model.dimension}
         run.log_metrics(numbers)
@@ -82,7 +84,13 @@ def classifier_config(params: Params, data: Dataset, train: np.ndarray) -> Model
 
 
 def fine_tune(
-    network: EmbeddingModel, data: Dataset, train: np.ndarray, params: Params, device: torch.device, run: StepRun
+    network: EmbeddingModel,
+    data: Dataset,
+    train: np.ndarray,
+    params: Params,
+    device: torch.device,
+    run: StepRun,
+    checkpoints: Checkpoints,
 ) -> History:
     """Train a softmax layer over the training classes, first alone and then with the network; the latter is returned.
 
@@ -119,6 +127,7 @@ def fine_tune(
             name=name,
             on_epoch=lambda epoch, numbers: run.log_metrics(numbers, step=first + epoch),
             compile=params.compile,
+            checkpoint=checkpoints.of("network" if first or not warmup else "layer alone"),
         )
 
     if warmup:

@@ -12,12 +12,15 @@ from retrieval.evaluation import FORMAT_VERSION as EVALUATION_FORMAT
 from retrieval.evaluation import KIND as EVALUATION_KIND
 from retrieval.evaluation import Evaluation, load_evaluation
 from retrieval.gate import Evidence, Verdict, decide
-from retrieval.manifest import file_digest, read_manifest, write_manifest
+from retrieval.manifest import FILE_NAME, file_digest, files_in, read_manifest, write_manifest
 from retrieval.model_folder import read_model_manifest
+from retrieval.object_store import Address
+from retrieval.publication import publish
 from retrieval.registry import ModelVersion
 from retrieval.tracking import PIPELINE_RUN, code_version, pipeline_run, step_run
 
 KIND, FORMAT_VERSION, DECISION = "decision", 1, "decision.json"
+PUBLICATION_FORMAT = 1
 
 
 def promote(
@@ -35,26 +38,41 @@ def promote(
             f"{evaluation} was measured on the model {measured.model_digest[:12]}, and {tuned_model} holds "
             f"{model.digest[:12]}; evaluate this model, or promote that one."
         )
+    made_from = {"tuned_model": model.digest, "evaluation": numbers.digest, "report": file_digest(report)}
     with step_run("promote", params) as run:
         champion = registry.champion(name)
         verdict = judge(params, model.digest, measured, champion)
         tags = lineage(measured) | judgement(verdict)
         version = registry.register(tuned_model, name, model.digest, tags, run.run_id, measured.versions)
         registry.tag_version(name, version.version, changed(judgement(verdict), version.tags))
+        published = publish_model(params, version.version, tuned_model, report, made_from)
         if verdict.outcome == "promoted":
             registry.set_champion(name, version.version)
-        metadata = described(name, verdict, version)
+        metadata = described(name, verdict, version) | published
         print(f"{headline(metadata)}: {verdict.reason}", flush=True)
         print(
             f"Measured on {measured.queries:,} queries of {measured.classes:,} classes; {measured.protocol}", flush=True
         )
-        made_from = {"tuned_model": model.digest, "evaluation": numbers.digest, "report": file_digest(report)}
         save_decision(decision, metadata, verdict, made_from)
         run.log_metrics({key: value for key, value in metadata.items() if isinstance(value, float)})
         run.set_tags({f"rankone.{key}": value for key, value in metadata.items()})
         run.log_artifact(report, name="report.html")
         run.log_artifact(decision / DECISION)
     return {"decision": metadata}
+
+
+def publish_model(
+    params: Params, version: int, model: Path, report: Path, made_from: dict[str, str]
+) -> dict[str, Scalar]:
+    """Keep model and report in the bucket that was asked for, before the alias moves; says where."""
+    if not params.publish_to:
+        return {}
+    address = Address.parse(params.publish_to) / params.registered_model / str(version)
+    files = {f"model/{name}": model / name for name in (*files_in(model), FILE_NAME)} | {"report.html": report}
+    facts = {"registered_model": params.registered_model, "version": version}
+    publish(files, address, "publication", PUBLICATION_FORMAT, made_from, facts)
+    print(f"Published at {address}", flush=True)
+    return {"published": str(address)}
 
 
 def judge(params: Params, model_digest: str, measured: Evaluation, champion: ModelVersion | None) -> Verdict:

@@ -3,14 +3,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import boto3
+import moto
 import pyarrow as pa
 import pytest
 
 from components.promote.params import Params
-from components.promote.step import FORMAT_VERSION, KIND, promote
+from components.promote.step import FORMAT_VERSION, KIND, PUBLICATION_FORMAT, promote
 from retrieval import model_folder
 from retrieval.evaluation import QUERY_SCHEMA, Acceptance, Evaluation, save_evaluation
 from retrieval.manifest import read_manifest, write_manifest
+from retrieval.object_store import Address
+from retrieval.publication import fetch
 from retrieval.registry import champion
 from retrieval.tracking import client
 
@@ -199,3 +203,30 @@ def test_an_evaluation_of_another_model_is_refused(bench: Bench) -> None:
 def test_knobs_that_cannot_be_are_refused(knobs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Params(**knobs)
+
+
+def test_model_and_report_are_published_before_the_alias_moves(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    with moto.mock_aws():
+        store = boto3.client("s3", region_name="us-east-1")
+        with pytest.raises(ValueError, match="answered NoSuchBucket"):
+            bench.promote("one", 0.95, publish_to="s3://bucket/models")
+        assert (bench.champion, bench.versions) == (None, [1])
+        store.create_bucket(Bucket="bucket")
+        decision = bench.promote("one", 0.95, publish_to="s3://bucket/models/")
+        assert decision["published"] == f"s3://bucket/models/{bench.name}/1"
+        assert bench.champion == 1
+        fetch(Address.parse(decision["published"]), tmp_path / "back", "publication", PUBLICATION_FORMAT)
+        store.close()
+    assert read_manifest(tmp_path / "back" / "model", model_folder.KIND, model_folder.FORMAT_VERSION)
+    assert (tmp_path / "back" / "report.html").read_text() == "<h1>Report</h1>"
+
+
+def test_a_place_to_publish_is_a_bucket() -> None:
+    with pytest.raises(ValueError, match="publish_to is '/models'; give s3://bucket/prefix, or nothing"):
+        Params(publish_to="/models")

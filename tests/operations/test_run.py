@@ -1,5 +1,6 @@
 """The whole DAG with the real command lines, from the compiled YAML, on real images."""
 
+import contextlib
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -220,6 +222,40 @@ def test_a_changed_file_runs_again(pipeline: Pipeline, changed: Path) -> None:
     again = pipeline.run(location=str(changed), registered_model="changed")
     assert again.returncode == 0, again.stdout + again.stderr
     assert ran(again.stdout) == STEPS, "a changed file re-runs what depends on it"
+
+
+def test_a_training_that_is_killed_resumes_amid_its_epochs(
+    pipeline: Pipeline, first: subprocess.CompletedProcess[str]
+) -> None:
+    longer = {"metric_epochs": "30", "checkpoint_seconds": "0.01", "registered_model": "killed"}
+    kept = pipeline.home / "checkpoints"
+    process = subprocess.Popen(
+        pipeline.command(**longer), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=pipeline.environment()
+    )
+    while not list(kept.glob("*/finetune-metric/metric 0.safetensors")):
+        time.sleep(0.02)  # leaves the processor to the step
+        assert process.poll() is None
+    for number in running_processes(pipeline.home):
+        os.kill(number, signal.SIGKILL)
+    assert process.wait(timeout=60) == 1
+    again = pipeline.run(**longer)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert ran(again.stdout)[0] == "finetune_metric"
+    resumed = re.search(r"finetune_metric, metric: resumed from a checkpoint, after step (\d+) of", again.stdout)
+    assert resumed
+    assert int(resumed[1]) > 0
+    assert not list(kept.rglob("*.safetensors")), "a step that ended well leaves no checkpoint"
+
+
+def running_processes(home: Path) -> list[int]:
+    """Numbers of the steps' processes that work for this home."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            line = path.read_bytes().replace(b"\0", b" ").decode()
+            if "components." in line and str(home) in line:
+                found.append(int(path.parent.name))
+    return found
 
 
 def running_steps(home: Path) -> list[str]:

@@ -16,6 +16,7 @@ from torch import nn
 from retrieval import distributed
 from retrieval.adjusting import ADJUSTING, adjusting_objective
 from retrieval.augmentation import named_augmentation
+from retrieval.checkpoints import Checkpoint
 from retrieval.dataset import INDEX_SCHEMA, Dataset, save_dataset
 from retrieval.image_batches import ImageBatches
 from retrieval.losses import MetricObjective
@@ -146,3 +147,69 @@ def test_alone_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(distributed.own_share(tensor), tensor)
     distributed.wait_for_all()
     distributed.close()
+
+
+class PowerFailureError(Exception):
+    """What stops a training in the test below."""
+
+
+def train_or_fail(dataset: Dataset, kept: str, fail_in: int) -> torch.Tensor:
+    """Weights after two epochs; fails after epoch `fail_in` is told, in the first process, or in all of them."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Dropout(0.2), nn.Linear(64, 8))
+    asked: list[int] = []
+
+    class Failing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.loss = ByLabel(MetricObjective("normalised_softmax", 5, 8))
+
+        def forward(self, *given: torch.Tensor) -> torch.Tensor:
+            asked.append(1)
+            if len(asked) == fail_in:
+                raise PowerFailureError
+            return self.loss(*given)
+
+    objective = Failing()
+    checkpoint = Checkpoint(kept, "training", "this", 1e-9) if kept else None
+    fit(
+        network,
+        objective,
+        ImageBatches(dataset, np.arange(30), CPU),
+        torch.arange(30) % 5,
+        Schedule(2, 0.05),
+        batch_size=6,
+        seed=0,
+        augment=named_augmentation("shift"),
+        device=CPU,
+        name="test",
+        checkpoint=checkpoint,
+    )
+    if kept:
+        assert len(asked) < 10, "it went on, and did not begin anew"
+    return torch.cat([value.flatten().float() for module in (network, objective) for value in module.parameters()])
+
+
+def resume_in_one_of_two(rank: int, port: int, folder: str) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    distributed.setup(CPU)
+    dataset, kept = Dataset(Path(folder) / "dataset"), str(Path(folder) / "kept")
+    with mock.patch("retrieval.checkpoints.STEPS_BETWEEN_AGREEMENTS", 2):
+        whole = train_or_fail(dataset, "", 0)
+        try:
+            train_or_fail(dataset, kept, fail_in=9)
+        except PowerFailureError:
+            distributed.wait_for_all()
+        assert distributed.rank() or (Path(kept) / "training.safetensors").exists()
+        resumed = train_or_fail(dataset, kept, 0)
+    assert torch.equal(whole, resumed)
+    distributed.close()
+
+
+def test_two_processes_agree_on_a_state_and_resume_with_the_same_bytes(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "dataset")
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    multiprocessing.spawn(resume_in_one_of_two, args=(port, str(tmp_path)), nprocs=2)

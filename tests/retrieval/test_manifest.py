@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from retrieval import manifest
 from retrieval.manifest import FILE_NAME, digest_of, file_digest, read_manifest, write_manifest
 
 
@@ -16,9 +17,9 @@ def folder(tmp_path):
 
 
 def test_what_is_written_is_read(folder):
-    manifest = read_manifest(folder, "thing", 1)
-    assert (manifest.kind, manifest.facts, manifest.made_from) == ("thing", {"n": 2}, {"origin": "0" * 64})
-    assert manifest.files == {name: file_digest(folder / name) for name in ("a.txt", "b.txt")}
+    found = read_manifest(folder, "thing", 1)
+    assert (found.kind, found.facts, found.made_from) == ("thing", {"n": 2}, {"origin": "0" * 64})
+    assert found.files == {name: file_digest(folder / name) for name in ("a.txt", "b.txt")}
 
 
 def test_facts_do_not_change_the_digest_and_content_does(folder):
@@ -60,3 +61,56 @@ def test_an_unreadable_manifest(folder, text):
     (folder / FILE_NAME).write_text(text)
     with pytest.raises(ValueError, match="cannot be read"):
         read_manifest(folder, "thing", 1)
+
+
+def test_files_of_inner_folders_are_covered(folder):
+    (folder / "inner").mkdir()
+    (folder / "inner" / "c.txt").write_text("c")
+    found = write_manifest(folder, "thing", 1)
+    assert list(found.files) == ["a.txt", "b.txt", "inner/c.txt"]
+    (folder / "inner" / "c.txt").write_text("d")
+    with pytest.raises(ValueError, match=r"inner/c\.txt was truncated or altered"):
+        read_manifest(folder, "thing", 1)
+
+
+def test_a_file_that_the_manifest_does_not_name_is_named(folder):
+    (folder / ".hidden").write_text("an editor's")
+    read_manifest(folder, "thing", 1)
+    (folder / "images-00007.npy").write_text("left from another attempt")
+    with pytest.raises(ValueError, match=r"images-00007\.npy is not in the manifest"):
+        read_manifest(folder, "thing", 1)
+
+
+@pytest.mark.parametrize("altered", [{"facts": {"n": 3}}, {"made_from": {}}, {"digest": "0"}, {"seal": "0"}])
+def test_an_altered_manifest_is_refused(folder, altered):
+    values = json.loads((folder / FILE_NAME).read_text())
+    (folder / FILE_NAME).write_text(json.dumps(values | altered))
+    with pytest.raises(ValueError, match=r"manifest\.json was altered"):
+        read_manifest(folder, "thing", 1)
+
+
+def test_a_manifest_of_before_there_were_seals_is_read(folder):
+    values = json.loads((folder / FILE_NAME).read_text())
+    del values["seal"]
+    (folder / FILE_NAME).write_text(json.dumps(values))
+    assert read_manifest(folder, "thing", 1).facts == {"n": 2}
+
+
+def test_facts_with_numbers_for_keys_are_sealed_as_they_are_read_back(folder):
+    write_manifest(folder, "thing", 1, facts={"by number": {10: 1, 9: (1, 2)}})
+    assert read_manifest(folder, "thing", 1).facts == {"by number": {"10": 1, "9": [1, 2]}}
+
+
+def test_a_settled_file_is_read_once_and_an_altered_one_again(tmp_path, monkeypatch):
+    read, path = [], tmp_path / "file"
+    path.write_text("alpha")
+    digest = manifest.hashlib.file_digest
+    monkeypatch.setattr(manifest.hashlib, "file_digest", lambda *given: read.append(1) or digest(*given))
+    assert file_digest(path) == file_digest(path)
+    assert len(read) == 2, "a file that was just written may change within its times"
+    monkeypatch.setattr(manifest, "SECONDS_TO_SETTLE", -1.0)
+    before = file_digest(path)
+    assert file_digest(path) == before
+    assert len(read) == 3
+    path.write_text("alphA")
+    assert file_digest(path) != before

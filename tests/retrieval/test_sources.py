@@ -314,7 +314,7 @@ def test_a_bucket_in_the_folder_layout(store):
 
 
 def test_a_listing_of_many_pages(store, monkeypatch):
-    monkeypatch.setattr("retrieval.listing.OBJECTS_PER_PAGE", 2)
+    monkeypatch.setattr("retrieval.object_store.OBJECTS_PER_PAGE", 2)
     put(store, *(f"cat/{number}.png" for number in range(5)))
     assert len(open_source("s3", "s3://pictures", OPTIONS).records) == 5
 
