@@ -12,30 +12,33 @@ from retrieval.image_batches import ImageBatches
 TURNS = 4  # by 0, 90, 180 and 270 degrees
 
 
-class QuarterTurns(ImageBatches):
-    """The same images in four positions: position i + t n is image i, turned by t quarters against the clock.
+class QuarterTurns:
+    """Images in four positions: position i + t n is image i of n, turned by t quarters against the clock.
 
     Santoro et al. (ICML 2016) turn the characters of Omniglot so, each turn of a class a class of its own: a network
     that meets more classes tells apart better those it has never met.
+
+    Args:
+        upright: the images, square.
     """
 
+    def __init__(self, upright: ImageBatches) -> None:
+        self._upright, self.device = upright, upright.device
+
     def __len__(self) -> int:
-        return TURNS * len(self.rows)
+        return TURNS * len(self._upright)
 
     def get(self, positions: np.ndarray | Tensor) -> Tensor:
         """The images at the given positions, in their order: (b, 3, size, size) uint8, channels last."""
         chosen = torch.as_tensor(positions)
-        return turned(super().get(chosen % len(self.rows)), chosen // len(self.rows))
+        return turned(self._upright.get(chosen % len(self._upright)), chosen // len(self._upright))
 
     def batches(self, orders: Iterable[Tensor]) -> Iterator[Tensor]:
         """The batches that the orders name; see ImageBatches.batches."""
-        if self.resident:  # they come through `get`
-            yield from super().batches(orders)
-            return
         for order in orders:
-            upright = super().batches([order % len(self.rows)])
+            upright = self._upright.batches([order % len(self._upright)])
             for positions, images in zip(order, upright, strict=True):
-                yield turned(images, positions // len(self.rows))
+                yield turned(images, positions // len(self._upright))
 
 
 def turned(images: Tensor, turns: Tensor) -> Tensor:

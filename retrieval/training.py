@@ -18,6 +18,7 @@ from retrieval.checkpoints import Checkpoint, State
 from retrieval.devices import autocast
 from retrieval.image_batches import ImageBatches
 from retrieval.progress import Progress
+from retrieval.quarter_turns import QuarterTurns
 from retrieval.sampling import balanced_order, shuffled_order
 
 SECONDS_BETWEEN_READS = 2.0  # how often the loop waits for the device to read the losses
@@ -119,7 +120,7 @@ class ByLabel(nn.Module):
 def fit(
     network: nn.Module,
     objective: nn.Module,
-    images: ImageBatches,
+    images: ImageBatches | QuarterTurns,
     labels: Tensor,
     schedule: Schedule,
     *,

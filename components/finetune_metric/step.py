@@ -23,6 +23,7 @@ from retrieval.image_batches import ImageBatches
 from retrieval.losses import MetricObjective
 from retrieval.metrics import recall_at_1
 from retrieval.models import FOUR_LAYER, EmbeddingModel, ModelConfig, build_network, save_model
+from retrieval.quarter_turns import QuarterTurns, choose_quarter_turns, turned_labels
 from retrieval.sampling import batch_shape
 from retrieval.self_labelling import joined, merge_small, self_train
 from retrieval.tracking import StepRun, step_run
@@ -39,8 +40,8 @@ class Training:
     Attributes:
         params: the knobs.
         network: changed in place by each phase.
-        images: to train on; their rows are those of the dataset.
-        chosen: loss, learning rate and augmentation.
+        images: to train on.
+        chosen: loss, learning rate, augmentation and whether quarter turns are further classes.
         run: where curves go.
         checkpoints: where the state of each phase is kept.
     """
@@ -68,8 +69,8 @@ def finetune_metric(params: Params, dataset: InputPath, clusters: InputPath, mod
         torch.manual_seed(params.seed)
         network = build_network(network_config(params, data, rows))
         training = Training(params, network, images, chosen, run, checkpoints)
-        adjusting = adjust(training, adjusted, targets, labels)
-        rounds = train_rounds(training, data, targets, labels)
+        adjusting = adjust(training, adjusted, rows, targets, labels)
+        rounds = train_rounds(training, data, rows, targets, labels)
         if not distributed.is_first():
             return {}
         recall = validation_recall_at_1(network, data, device, name="finetune_metric: validate")
@@ -124,13 +125,15 @@ def targets_of(clusters: Clusters, rows: np.ndarray, data: Dataset) -> Tensor:
 
 
 def decide(params: Params, targets: Tensor, labels: Tensor, images: ImageBatches, run: StepRun) -> dict[str, Choice]:
-    """Loss, learning rate and augmentation: what was asked for, or what the data say; logged with the reasons."""
+    """Loss, rate, augmentation and quarter turns: as asked for, or as the data say; logged with the reasons."""
     classes, per_class = batch_of(params, labels)
-    some = evenly_spaced(len(labels))
+    some, facts = evenly_spaced(len(labels)), measure_classes(targets, labels)
+    augment = choose_augmentation(images.get(some), labels[some].to(images.device), params.augment)
     chosen = {
-        "loss": choose_loss(measure_classes(targets, labels), params.loss),
+        "loss": choose_loss(facts, params.loss),
         "learning_rate": choose_learning_rate(params.dimension, classes * per_class, params.learning_rate),
-        "augment": choose_augmentation(images.get(some), labels[some].to(images.device), params.augment),
+        "augment": augment,
+        "quarter_turns": choose_quarter_turns(facts, augment.value, params.quarter_turns),
     }
     for name, choice in chosen.items():
         distributed.say(f"finetune_metric: {choice.why}")
@@ -166,29 +169,32 @@ def network_config(params: Params, data: Dataset, rows: np.ndarray) -> ModelConf
     )
 
 
-def adjust(training: Training, clusters: Clusters, targets: Tensor, labels: Tensor) -> History:
+def adjust(training: Training, clusters: Clusters, rows: np.ndarray, targets: Tensor, labels: Tensor) -> History:
     """Draw the network to the adjusted features in the way asked for; nothing without epochs."""
     params = training.params
     if not params.adjust_epochs:
         return History()
-    assigned = torch.tensor(clusters.image_clusters[training.images.rows])
+    assigned = torch.tensor(clusters.image_clusters[rows])
     objective = adjusting_objective(params.adjust_by, targets, assigned, params.dimension)
     distributed.say(f"finetune_metric: drawn to the adjusted features by {params.adjust_by}.")
-    return train(training, "adjust", objective, params.adjust_epochs, labels)
+    return train(training, "adjust", objective, params.adjust_epochs, training.images, labels)
 
 
-def train_rounds(training: Training, data: Dataset, targets: Tensor, labels: Tensor) -> list[History]:
+def train_rounds(training: Training, data: Dataset, rows: np.ndarray, targets: Tensor, labels: Tensor) -> list[History]:
     """Train by the labels; without given ones, by those that the network and the targets assign, round after round."""
     params, network, images = training.params, training.network, training.images
+    turns = bool(training.chosen["quarter_turns"].value)
+    to_train = QuarterTurns(images) if turns else images
     histories: list[History] = []
 
     def train_round(number: int, assigned: Tensor) -> None:
+        assigned = turned_labels(assigned) if turns else assigned
         loss = ByLabel(MetricObjective(training.chosen["loss"].value, int(assigned.max()) + 1, params.dimension))
-        histories.append(train(training, "metric", loss, params.metric_epochs, assigned, number))
+        histories.append(train(training, "metric", loss, params.metric_epochs, to_train, assigned, number))
 
     def embed_training_images() -> Tensor:
         distributed.same_everywhere(network)  # running statistics too: every process must assign alike
-        return joined(embed(network, data, images.rows, images.device, name="finetune_metric: assign"), targets)
+        return joined(embed(network, data, rows, images.device, name="finetune_metric: assign"), targets)
 
     rounds = params.label_rounds if params.labels == "none" and params.metric_epochs else 1
     self_train(labels, rounds, train_round, embed_training_images, params.seed, "finetune_metric, labels=none")
@@ -209,7 +215,13 @@ def beside_features(recall: float | None, clusters: Clusters, data: Dataset) -> 
 
 
 def train(
-    training: Training, phase: str, objective: nn.Module, epochs: int, labels: Tensor, number: int = 0
+    training: Training,
+    phase: str,
+    objective: nn.Module,
+    epochs: int,
+    images: ImageBatches | QuarterTurns,
+    labels: Tensor,
+    number: int = 0,
 ) -> History:
     """One of the two phases, "adjust" or "metric", or a round of it: train, log a curve; nothing without epochs."""
     if not epochs:
@@ -223,13 +235,13 @@ def train(
     return fit(
         training.network,
         objective,
-        training.images,
+        images,
         labels,
         Schedule(epochs, chosen["learning_rate"].value),
         batch_size=params.batch_size,
         seed=2 * params.seed + (phase == "metric") + SEEDS_OF_A_ROUND * number,
         augment=named_augmentation(chosen["augment"].value, params.robust),
-        device=training.images.device,
+        device=images.device,
         name=f"finetune_metric, {phase}",
         balanced=batch_of(params, labels) if phase == "metric" else None,
         on_epoch=log,

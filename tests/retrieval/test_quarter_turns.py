@@ -24,7 +24,8 @@ def test_each_image_is_turned_by_its_own_quarters() -> None:
 
 @pytest.mark.parametrize("memory_limit", [None, 0])
 def test_batches_hold_what_get_gives(dataset: Dataset, memory_limit: int | None) -> None:
-    images, upright = QuarterTurns(dataset, ROWS, CPU, memory_limit), ImageBatches(dataset, ROWS, CPU)
+    upright = ImageBatches(dataset, ROWS, CPU, memory_limit)
+    images = QuarterTurns(upright)
     assert len(images) == TURNS * len(ROWS)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).view(-1, 4)
     batches = list(images.batches([order[:5], order[5:]]))
