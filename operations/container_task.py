@@ -26,7 +26,8 @@ from retrieval.tracking_process import SOCKET
 
 PASSED = ("AWS_", "MLFLOW_", "RANKONE_", "OMP_", "GOMP_", "CUDA_VISIBLE_DEVICES", "NCCL_", "TORCH_LOGS")
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")  # in either case
-KEPT_BACK = ("RANKONE_HOME", SOCKET)  # paths of this machine
+KEPT_BACK = ("RANKONE_HOME", "RANKONE_CODE_VERSION", SOCKET)  # the image has its own, or the container another
+WRITTEN = ("RANKONE_CHECKPOINTS",)  # variables that may name a folder, which is mounted to be written to
 FILES = (  # variables that name a file, which is mounted at its own path
     "AWS_CA_BUNDLE",
     "AWS_CONFIG_FILE",
@@ -49,6 +50,7 @@ class Containers:
     Attributes:
         run: key of the run; a label of its containers.
         sources: files and folders of this machine that steps read; mounted at their own paths, read-only.
+        written: folders that steps write to beside the artifacts; mounted at their own paths.
         environment: variables that steps get, with their values.
         tracking_socket: where the process listens that holds MLflow open; None when steps reach a server themselves.
         gpu: whether the GPUs of this machine are passed on.
@@ -56,6 +58,7 @@ class Containers:
 
     run: str
     sources: tuple[Path, ...] = ()
+    written: tuple[Path, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     tracking_socket: Path | None = None
     gpu: bool = False
@@ -69,12 +72,15 @@ def containers_here(run: str, sources: Iterable[Path]) -> Containers:
     """
     named = [Path(os.environ[name]) for name in FILES if os.environ.get(name)]
     read = [*sources, *(path.absolute() for path in named if path.is_file())]
+    written = tuple(Path(value) for name in WRITTEN if (value := os.environ.get(name, "")).startswith("/"))
+    for folder in written:
+        folder.mkdir(parents=True, exist_ok=True)  # as this user: the engine would make it as root
     has_server = urlsplit(os.environ.get("MLFLOW_TRACKING_URI", "")).scheme in ("http", "https")
     socket = os.environ.get(SOCKET) if not has_server else None
     with engine() as client:
         gpu = GPU_DEVICE.exists() and ("nvidia" in client.info().get("Runtimes", {}) or bool(shutil.which(GPU_HOOK)))
     return Containers(
-        run, tuple(dict.fromkeys(read)), passed_environment(os.environ), Path(socket) if socket else None, gpu
+        run, tuple(dict.fromkeys(read)), written, passed_environment(os.environ), Path(socket) if socket else None, gpu
     )
 
 
@@ -116,7 +122,7 @@ class ContainerTask(StepTask):
 
     def _run_program(self) -> int:
         with engine() as client, tempfile.TemporaryDirectory(prefix="rankone-tmp-") as scratch:
-            for path in (*self._containers.sources, self._artifacts):
+            for path in (*self._containers.sources, *self._containers.written, self._artifacts):
                 mount_point(path, Path(scratch))
             try:
                 present(client, self._image)
@@ -129,10 +135,10 @@ class ContainerTask(StepTask):
     def _follow(self, container: Any) -> int:
         """Start a container, tell what it says, wait for its end, and remove it."""
         try:
-            output = container.attach(stdout=True, stderr=True, stream=True, logs=True)
             container.start()
-            for line in lines_of(output):
-                self._observer.step_said(self._step, line)
+            with contextlib.closing(container.logs(stream=True, follow=True)) as output:
+                for line in lines_of(output):
+                    self._observer.step_said(self._step, line)
             return int(container.wait()["StatusCode"])
         except APIError as error:
             self._observer.step_said(self._step, f"{self._image} cannot be started: {error.explanation or error}")
@@ -145,7 +151,8 @@ class ContainerTask(StepTask):
     def _settings(self, scratch: Path) -> dict[str, Any]:
         """What the container may see and do, as the engine's client takes it."""
         mounts = [Mount(str(path), str(path), "bind", read_only=True) for path in self._containers.sources]
-        mounts += [Mount(str(self._artifacts), str(self._artifacts), "bind"), Mount(TEMPORARY, str(scratch), "bind")]
+        mounts += [Mount(str(path), str(path), "bind") for path in (*self._containers.written, self._artifacts)]
+        mounts.append(Mount(TEMPORARY, str(scratch), "bind"))
         environment = {**self._containers.environment, **self._environment}
         if self._containers.tracking_socket:
             mounts.append(Mount(SOCKET_FOLDER, str(self._containers.tracking_socket.parent), "bind"))

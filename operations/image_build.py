@@ -134,13 +134,14 @@ def build_images(engine: Engine, names: Sequence[str], lock: Path, registry: str
         tag = f"{repository}:{content}"
         known = locked.get(name)
         done = known and known.content == content and known.pushed >= push and known.reference.startswith(repository)
-        if not (done and (push or engine.holds(tag))):
+        needed = not done or not (push or engine.holds(tag))
+        if needed:
             engine.build(name, content, tag)
             locked[name] = LockedImage(engine.push(tag) if push else tag, content, push)
             write_lock(locked, lock)
         seconds = time.monotonic() - started
         size = f", {engine.size(tag) / 1e6:,.0f} MB" if engine.holds(tag) else ""
-        state = "unchanged" if done else "pushed" if push else "built"
+        state = "unchanged" if not needed else "pushed" if push else "built"
         print(f"{name:20} {state} in {seconds:5.1f} s{size}  {locked[name].reference}", flush=True)
 
 
