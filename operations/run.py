@@ -49,7 +49,10 @@ def run_here(name: str, values: Mapping[str, Any], runner: Runner = Runner.PROCE
         OSError: there is no image lock, or no engine.
     """
     values = with_source(values)
-    images = locked_images() if runner == Runner.DOCKER else None
+    images = None
+    if runner == Runner.DOCKER:
+        refuse_what_images_lack(values)
+        images = locked_images()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` stops the running step too, as Ctrl-C does
     run = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     folder = home() / "runs" / run
@@ -106,6 +109,19 @@ def absolute(texts: str) -> str:
     """Paths, separated by commas, with those that exist made absolute: a container has another current folder."""
     parts = [part.strip() for part in texts.split(",")]
     return ",".join(str(Path(part).resolve()) if part and Path(part).exists() else part for part in parts)
+
+
+def refuse_what_images_lack(values: Mapping[str, Any]) -> None:
+    """Refuse before anything runs what prepare_data's image cannot do.
+
+    Raises:
+        ValueError: the source is read by torchvision.
+    """
+    if values.get("source") == "cifar100":
+        raise ValueError(
+            "source 'cifar100' is read by torchvision, which rankone-data does not hold; run it in processes, "
+            "or turn the images into a folder or Parquet and name that as source."
+        )
 
 
 def locked_images() -> dict[str, str]:

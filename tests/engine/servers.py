@@ -13,8 +13,31 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from operations.container_task import engine
+from retrieval.listing import s3_client
 
+STORE = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 SECONDS_TO_START = 120
+
+
+@contextlib.contextmanager
+def emptied_bucket() -> Iterator[str]:
+    """A new bucket in the store that the environment names; it goes with all that came into it."""
+    missing = [name for name in STORE if not os.environ.get(name)]
+    assert not missing, f"set {', '.join(missing)}: this needs an S3 store"
+    client, name = s3_client(), f"rankone-test-{secrets.token_hex(4)}"
+    client.create_bucket(Bucket=name)
+    try:
+        yield name
+    finally:
+        for key in keys(name):
+            client.delete_object(Bucket=name, Key=key)
+        client.delete_bucket(Bucket=name)
+
+
+def keys(bucket: str) -> list[str]:
+    """Keys of all objects of a bucket."""
+    pages = s3_client().get_paginator("list_objects_v2").paginate(Bucket=bucket)
+    return [entry["Key"] for page in pages for entry in page.get("Contents", [])]
 
 
 @contextlib.contextmanager
@@ -31,15 +54,21 @@ def postgresql(password: str) -> Iterator[str]:
             for path in (folder, secret):
                 shutil.chown(path, user)
         data, port = folder / "data", free_port()
-        init = [binaries / "initdb", "-D", data, "--username=mlflow", "--auth=scram-sha-256", f"--pwfile={secret}"]
+        init = [
+            str(binaries / "initdb"),
+            f"--pgdata={data}",
+            "--username=mlflow",
+            "--auth=scram-sha-256",
+            f"--pwfile={secret}",
+        ]
         subprocess.run(init, check=True, capture_output=True, user=user, cwd=folder)
         settings = {"listen_addresses": "127.0.0.1", "port": port, "unix_socket_directories": folder, "fsync": "off"}
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         with (folder / "log").open("wb") as log:
             server = subprocess.Popen(
-                [binaries / "postgres", "-D", data, *options], user=user, cwd=folder, stdout=log, stderr=log
+                [str(binaries / "postgres"), "-D", str(data), *options], user=user, cwd=folder, stdout=log, stderr=log
             )
-        ready = [binaries / "pg_isready", "--quiet", "--host=127.0.0.1", f"--port={port}"]
+        ready = [str(binaries / "pg_isready"), "--quiet", "--host=127.0.0.1", f"--port={port}"]
         try:
             wait_until(lambda: subprocess.run(ready, check=False).returncode == 0, lambda: server.poll() is None)
             yield f"postgresql+psycopg://mlflow:{password}@127.0.0.1:{port}/postgres"
@@ -107,8 +136,3 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
-
-
-def fresh_name(purpose: str) -> str:
-    """A name that no earlier test left behind."""
-    return f"rankone-{purpose}-{secrets.token_hex(4)}"

@@ -24,7 +24,8 @@ from operations.container_task import Containers, ContainerTask, engine
 from operations.image_lock import LockedImage, images_of, lock_path, read_lock, steps_of_images
 from retrieval.listing import s3_client
 from tests.digit_folder import write_digits
-from tests.engine.servers import fresh_name, mlflow_server, postgresql
+from tests.engine.servers import emptied_bucket, keys, mlflow_server, postgresql
+from tests.engine.small import SMALL
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
@@ -32,21 +33,6 @@ ROOT = Path(__file__).parents[2]
 STEPS = ["prepare_data", "pretrain", "co_cluster", "finetune_metric", "finetune_softmax", "evaluate", "promote"]
 IMAGES = sorted(steps_of_images())
 MODEL = "bucket"  # in the registry
-SMALL = {
-    "classifier": "squeezenet1_0",
-    "pretrain_epochs": "1",
-    "channels": "[16]",
-    "adjust_epochs": "1",
-    "metric_epochs": "2",
-    "softmax_epochs": "1",
-    "max_quarantined_fraction": "0.2",  # digits of 8 x 8 repeat
-    "bootstrap_resamples": "200",
-    "threshold_trials": "20",
-    "occlusion_queries": "50",
-    "gallery_queries": "6",
-    "minimum_recall_at_1": "0.2",
-}
-STORE = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 EMBED_REGISTERED = """
 import base64, json, sys
 from pathlib import Path
@@ -89,23 +75,10 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bucket(images: Path) -> Iterator[str]:
     """A bucket that holds the pictures, and goes with all that came into it."""
-    missing = [name for name in STORE if not os.environ.get(name)]
-    assert not missing, f"set {', '.join(missing)}: this test needs an S3 store"
-    client, name = s3_client(), fresh_name("test")
-    client.create_bucket(Bucket=name)
-    try:
+    with emptied_bucket() as name:
         for picture in sorted(images.rglob("*.png")):
-            client.upload_file(str(picture), name, f"pictures/{picture.relative_to(images)}")
+            s3_client().upload_file(str(picture), name, f"pictures/{picture.relative_to(images)}")
         yield name
-    finally:
-        for key in keys(name):
-            client.delete_object(Bucket=name, Key=key)
-        client.delete_bucket(Bucket=name)
-
-
-def keys(bucket: str) -> list[str]:
-    pages = s3_client().get_paginator("list_objects_v2").paginate(Bucket=bucket)
-    return [entry["Key"] for page in pages for entry in page.get("Contents", [])]
 
 
 @dataclass

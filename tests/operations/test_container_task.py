@@ -1,3 +1,4 @@
+import contextlib
 import gc
 import os
 from pathlib import Path
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from operations import container_task
 from operations.container_task import Containers, ContainerTask, lines_of, mount_point, passed_environment
+from operations.run import absolute, containers_of, refuse_what_images_lack
 
 
 class Ear:
@@ -81,7 +83,7 @@ def test_no_value_of_the_environment_is_shown() -> None:
     assert "secret" not in repr(Containers("run", environment={"AWS_SECRET_ACCESS_KEY": "secret"}))
 
 
-@given(st.lists(st.text(st.characters(exclude_characters="\r\n"))), st.data())
+@given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\r\n"))), st.data())
 def test_lines_are_whole_wherever_the_stream_is_cut(lines: list[str], data: st.DataObject) -> None:
     stream = "".join(f"{line}\n" for line in lines).encode()
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)))))
@@ -111,3 +113,43 @@ def test_no_engine_is_one_clear_error(monkeypatch: pytest.MonkeyPatch, tmp_path:
     with pytest.raises(OSError, match="No container engine answers"), container_task.engine():
         pass
     gc.collect()
+
+
+def test_a_source_that_the_image_cannot_read_is_refused_before_anything_runs() -> None:
+    refuse_what_images_lack({"source": "folder"})
+    with pytest.raises(ValueError, match="'cifar100' is read by torchvision, which rankone-data does not hold"):
+        refuse_what_images_lack({"source": "cifar100"})
+
+
+def test_paths_that_exist_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights.safetensors").touch()
+    assert absolute("weights.safetensors") == str(tmp_path / "weights.safetensors")
+    assert absolute("weights.safetensors, elsewhere") == f"{tmp_path}/weights.safetensors,elsewhere"
+    assert [absolute(text) for text in ("", "none", "s3://bucket/key")] == ["", "none", "s3://bucket/key"]
+
+
+def test_a_container_is_made_for_what_the_environment_and_the_parameters_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Client:
+        def info(self) -> dict[str, Any]:
+            return {"Runtimes": {"runc": {}}}
+
+    monkeypatch.setattr(container_task, "engine", lambda: contextlib.nullcontext(Client()))
+    for name in list(passed_environment(os.environ)):
+        monkeypatch.delenv(name)
+    bundle = tmp_path / "bundle.crt"
+    bundle.touch()
+    monkeypatch.setenv("RANKONE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(bundle))
+    monkeypatch.setenv("RANKONE_CHECKPOINTS", str(tmp_path / "checkpoints"))
+    monkeypatch.setenv("RANKONE_TRACKING_SOCKET", "/tmp/rankone-x/socket")
+    made = containers_of("run", {"location": str(tmp_path), "weights": "none", "further_datasets": "/no/such"})
+    assert made.sources == (tmp_path, bundle)
+    assert made.written == (tmp_path / "checkpoints",)
+    assert made.written[0].is_dir()
+    assert made.tracking_socket == Path("/tmp/rankone-x/socket")
+    assert not made.gpu or container_task.GPU_DEVICE.exists()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    assert containers_of("run", {}).tracking_socket is None, "each step reaches the server itself"
