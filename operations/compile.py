@@ -9,13 +9,22 @@ import yaml
 from operations.code_version import step_version
 
 
-def compile_pipeline(output: Path, values: Mapping[str, Any] | None = None, pinned: bool = True) -> Path:
+def compile_pipeline(
+    output: Path,
+    values: Mapping[str, Any] | None = None,
+    pinned: bool = True,
+    images: Mapping[str, str] | None = None,
+) -> Path:
     """Compile the pipeline to YAML.
 
     Args:
         output: the file to write.
         values: parameters whose defaults are replaced.
         pinned: give each step's image the version of its code as a tag; a cache must not see one tag for two codes.
+        images: what to run for each image, by its name, in place of those tags; from `image_lock.images_of`.
+
+    Raises:
+        ValueError: `images` lacks one that a step names.
     """
     from kfp import compiler  # seconds of import, only when needed
 
@@ -25,16 +34,18 @@ def compile_pipeline(output: Path, values: Mapping[str, Any] | None = None, pinn
     arguments = {name: list(value) if isinstance(value, tuple) else value for name, value in (values or {}).items()}
     compiler.Compiler().compile(rankone, str(output), pipeline_parameters=arguments)
     if pinned:
-        output.write_text(_pin(output.read_text()))
+        output.write_text(_pin(output.read_text(), images))
     return output
 
 
-def _pin(text: str) -> str:
-    """The pipeline with a tag on every image, its leading comment kept."""
+def _pin(text: str, images: Mapping[str, str] | None) -> str:
+    """The pipeline with a digest or a tag on every image, its leading comment kept."""
     comment = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
     specification = yaml.safe_load(text)
     for executor in specification["deploymentSpec"]["executors"].values():
         container = executor["container"]
-        step = container["command"][-1].split(".")[1]  # python -m components.<step>.step
-        container["image"] += f":{step_version(step)}"
+        step, image = container["command"][-1].split(".")[1], container["image"]  # python -m components.<step>.step
+        if images is not None and image not in images:
+            raise ValueError(f"{step} runs in {image}, which is not among the images: {', '.join(sorted(images))}.")
+        container["image"] = images[image] if images is not None else f"{image}:{step_version(step)}"
     return comment + yaml.safe_dump(specification, sort_keys=True)
