@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from operations.image_lock import lock_path, read_lock
-from retrieval.listing import s3_client
+from retrieval.object_store import s3_client
 from tests.digit_folder import write_digits
 from tests.engine.servers import emptied_bucket, mlflow_server, postgresql
 from tests.engine.small import SMALL
