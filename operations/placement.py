@@ -13,6 +13,7 @@ from kfp.dsl.pipeline_task import PipelineTask
 import pipeline
 from operations.profiles import Hardware, Profile, settings_of
 
+STEP_LABEL = ("rankone/step", "true")  # by which the network policies of manifests/ know a step
 CONFIG_MAP = "rankone"  # made by manifests/; its keys are names of variables
 ADDRESS = ("MLFLOW_TRACKING_URI",)  # without it a step would keep its runs inside its pod and lose them
 PLACES = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "MLFLOW_S3_ENDPOINT_URL", "MLFLOW_EXPERIMENT_NAME")
@@ -32,6 +33,7 @@ def placed_pipeline(profile: Profile) -> BaseComponent:
         ask_for_space(task, hardware)
         ask_for_time(task, hardware)
         kubernetes.set_security_context(task, run_as_non_root=True)
+        kubernetes.add_pod_label(task, *STEP_LABEL)
         take_variables(task)
 
     return pipeline.build(list(settings_of(profile).values()), place)

@@ -117,6 +117,7 @@ def test_shared_memory_scratch_space_and_timeout_are_those_of_the_profile(profil
         assert mounts["/tmp"]["sizeLimit"] == said["ephemeral_storage"]
         assert executor["activeDeadlineSeconds"] == str(said["timeout_minutes"] * 60)
         assert executor["securityContext"] == {"runAsNonRoot": True}
+        assert executor["podMetadata"] == {"labels": {"rankone/step": "true"}}
 
 
 def test_every_step_is_tried_again_ever_less_often(profile_and_compiled) -> None:
