@@ -50,7 +50,7 @@ class StepState:
 
     Attributes:
         step: its name.
-        state: PENDING, RUNNING, SUCCEEDED, SKIPPED (taken from the cache), FAILED, CANCELED, ...
+        state: PENDING, RUNNING, SUCCEEDED, SKIPPED, FAILED, CANCELED, ...; as the server says it.
         seconds: that it has taken; None before its start.
         error: what the server says of a failure.
     """

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from google.protobuf import json_format
 
 from operations.code_version import step_version
 from operations.profiles import Profile
@@ -70,6 +69,7 @@ def write_resources(package: Path, output: Path, namespace: str | None = None) -
         output: the file to write.
         namespace: of the resources; that of `kubectl` when None.
     """
+    from google.protobuf import json_format
     from kfp.compiler.pipeline_spec_builder import KubernetesManifestOptions, write_pipeline_spec_to_file
     from kfp.pipeline_spec import pipeline_spec_pb2
 

@@ -66,7 +66,7 @@ def ask_for_space(task: PipelineTask, hardware: Hardware) -> None:
 
 
 def ask_for_time(task: PipelineTask, hardware: Hardware) -> None:
-    """End an attempt that takes too long, one that waits for a node for ever included; try again, ever less often."""
+    """End an attempt that takes too long on its node; try again, ever less often."""
     kubernetes.set_timeout(task, hardware.timeout_minutes * 60)
     task.set_retry(
         hardware.retries,

@@ -41,7 +41,7 @@ class Hardware:
         memory: kept for it, and its limit, e.g. 16Gi.
         ephemeral_storage: limit of its scratch space under /tmp.
         shared_memory: size of /dev/shm, through which the processes that load images pass them on; part of `memory`.
-        timeout_minutes: from the pod's start, the wait for a node included.
+        timeout_minutes: of an attempt, from when its pod has a node; a wait for one has no end of its own.
         retries: how often a failed attempt is made again.
         backoff_seconds: wait before the first retry.
         backoff_factor: by which each wait is longer than the one before.

@@ -2,11 +2,14 @@
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from operations import cluster_commands
 from operations.cluster import ClusterError, connect
 from operations.cluster_runs import StepState, steps_of, watch
 from operations.parameters import step_names
@@ -101,6 +104,28 @@ def test_a_server_that_refuses_while_a_run_is_watched_ends_the_watch_and_not_the
     stub.token = "another"
     with pytest.raises(ClusterError, match=r"401.*The run itself goes on"):
         watch(client, run_of(stub)["run_id"], 0.01, lambda _: None, lambda _: None)
+
+
+def test_a_terminal_shows_a_table_of_the_steps(stub: Stub, rankone, monkeypatch) -> None:
+    monkeypatch.setattr(cluster_commands, "_console", lambda: Console(force_terminal=True, width=100, highlight=False))
+    done = rankone("submit", "--recipe", "digits", "--wait", "--every", "0.05")
+    assert done.status == 0
+    for step in step_names():
+        assert re.search(rf"{step} +.*SUCCEEDED.* +0:00:45", done.out)
+
+
+def test_ctrl_c_leaves_the_run_and_says_how_to_stop_it(stub: Stub, rankone, monkeypatch) -> None:
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(time, "sleep", interrupt)
+    done = rankone("submit", "--recipe", "digits", "--wait")
+    assert done.status == 130
+    run = run_of(stub)
+    assert (
+        f"The run goes on: {stub.address}/#/runs/details/{run['run_id']}\n`rankone cancel {run['run_id']}`" in done.err
+    )
+    assert run["state"] == "RUNNING"
 
 
 def test_json_stands_alone_and_tells_how_it_ended(stub: Stub, rankone) -> None:
