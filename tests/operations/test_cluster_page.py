@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import kubernetes_validate
 import pytest
 import yaml
 
+from operations.cluster import MOUNTED_TOKEN_PATH
 from operations.placement import SECRETS
 from operations.profiles import load_profile, profile_names, settings_of
 from tests.kfp_server import STEPS, Stub
@@ -89,6 +91,19 @@ def test_the_overlay_that_the_page_applies_can_be_built(line: str, place: Path) 
     assert words[:3] == ["kubectl", "apply", "-k"]
     done = subprocess.run(["kubectl", "kustomize", str(ROOT / words[3])], capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_pod_of_the_page_is_one_and_its_token_is_where_it_is_looked_for() -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL)
+    pod = yaml.safe_load(text)
+    described = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "submit"}, "spec": pod}
+    kubernetes_validate.validate(described, "1.33", strict=True)
+    (mount,) = pod["containers"][0]["volumeMounts"]
+    (source,) = pod["volumes"][0]["projected"]["sources"]
+    assert f"{mount['mountPath']}/{source['serviceAccountToken']['path']}" == MOUNTED_TOKEN_PATH
+    accounts = (ROOT / "manifests" / "base" / "service-accounts.yaml").read_text()
+    assert f"name: {pod['serviceAccountName']}\n" in accounts
+    assert pod["containers"][0]["command"][1:2] == ["submit"]
 
 
 def alone(place: Path) -> dict[str, str]:
