@@ -15,6 +15,8 @@ from operations.cluster_runs import StepState, steps_of, watch
 from operations.parameters import step_names
 from tests.kfp_server import IMAGES, Stub, through_model
 
+pytest_plugins = ["tests.cluster_fixtures"]
+
 
 def run_of(stub: Stub) -> dict[str, Any]:
     return list(stub.runs.values())[-1]

@@ -20,6 +20,8 @@ from operations.placement import SECRETS
 from operations.profiles import load_profile, profile_names, settings_of
 from tests.kfp_server import STEPS, Stub
 
+pytest_plugins = ["tests.cluster_fixtures"]
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "cluster.md").read_text()
 LINES = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, flags=re.DOTALL) for line in block.splitlines() if line]

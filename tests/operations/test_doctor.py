@@ -17,6 +17,8 @@ from operations.doctor import BAD, GOOD, UNKNOWN, Finding
 from operations.profiles import load_profile
 from tests.kfp_server import IMAGES, Stub
 
+pytest_plugins = ["tests.cluster_fixtures"]
+
 
 @pytest.fixture
 def bucket(store: str, monkeypatch: pytest.MonkeyPatch) -> str:

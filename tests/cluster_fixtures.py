@@ -1,3 +1,5 @@
+"""A stub of a cluster and what leads to it, for the test modules that name this file in `pytest_plugins`."""
+
 import shutil
 import sys
 from collections.abc import Iterator
