@@ -3,7 +3,7 @@ PYTHON ?= $(or $(shell command -v python3.11),$(shell command -v python3),python
 BIN := .venv/bin
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python
 
-.PHONY: demo test lint golden requirements clean
+.PHONY: demo test lint golden requirements images sbom clean
 
 demo: .venv/rankone.installed
 	$(BIN)/rankone run --recipe digits
@@ -20,10 +20,18 @@ golden: .venv/development.installed  ## rewrite the compiled pipeline that the t
 	$(BIN)/rankone compile --unpinned --output tests/golden/pipeline.yaml
 
 requirements: .venv/uv.installed  ## compile the pinned, hashed sets again from requirements/*.in
-	for name in uv rankone development; do \
+	for name in uv rankone development data torch training evaluation registry; do \
 	  $(BIN)/uv pip compile --quiet --generate-hashes --python-version 3.11 --universal --no-emit-index-url \
 	    --custom-compile-command "make requirements" --output-file requirements/$$name.txt requirements/$$name.in || exit 1; \
 	done
+
+images:  ## build what has changed and lock it: [REGISTRY=registry.example/team PUSH=1] [BASE_IMAGE=...] [BUILD_OPTIONS=...]
+	$(PYTHON) -m operations.image_build $(IMAGES) $(if $(REGISTRY),--registry $(REGISTRY)) $(if $(PUSH),--push) \
+	  $(if $(BASE_IMAGE),--base-image $(BASE_IMAGE)) $(if $(BUILD_OPTIONS),--build-options="$(BUILD_OPTIONS)") \
+	  $(if $(DOCKER),--engine $(DOCKER))
+
+sbom:  ## list what each locked image holds, with sizes, in build/sbom/
+	$(PYTHON) -m operations.image_build $(IMAGES) --contents build/sbom $(if $(DOCKER),--engine $(DOCKER))
 
 clean:
 	rm -rf .venv

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from operations import parameters, profiles, recipes
+from operations import image_lock, parameters, profiles, recipes
 
 if TYPE_CHECKING:
     from kfp_server_api import V2beta1Run
@@ -163,14 +163,9 @@ def locked_images() -> dict[str, str]:
 
     Raises:
         FileNotFoundError: no image lock.
+        ValueError: the lock lacks an image, or has one that was built from other code than lies here.
     """
-    path = Path(os.environ.get("RANKONE_IMAGE_LOCK") or "build/images.json")
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"There is no image lock {path}; `make images REGISTRY=registry.example/team PUSH=1` builds the images, "
-            "pushes them and writes it."
-        )
-    return {name: image["reference"] for name, image in json_format.loads(path.read_text()).items()}
+    return image_lock.images_of(image_lock.read_lock(image_lock.lock_path()))
 
 
 def with_readable_source(values: Mapping[str, Any]) -> dict[str, Any]:

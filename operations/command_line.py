@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from components.launch import text_of
-from operations import cluster_commands, network, parameters, profiles, recipes
+from operations import cluster_commands, image_lock, network, parameters, profiles, recipes
+from operations.run import Runner, run_here
 
 BAD_INPUT = 2
 
@@ -34,15 +35,19 @@ Assignments = Annotated[
 
 
 @app.command()
-def run(recipe: Recipe = None, param: Assignments = None) -> None:
+def run(
+    recipe: Recipe = None,
+    param: Assignments = None,
+    runner: Annotated[
+        Runner, typer.Option(help="One process a step, or one container of the images that `make images` built.")
+    ] = Runner.PROCESSES,
+) -> None:
     """Run the whole pipeline on this machine; steps that are done already are not done again.
 
     Example: [cyan]rankone run --recipe folder -p location=photos -p dimension=128[/]
     """
-    from operations.run import run_here
-
     values = parameters.resolve(recipes.load_recipe(recipe) if recipe else {}, param or [])
-    raise typer.Exit(run_here(recipe or "rankone", values))
+    raise typer.Exit(run_here(recipe or "rankone", values, runner))
 
 
 @app.command(name="compile")
@@ -51,6 +56,9 @@ def compile_command(
     recipe: Recipe = None,
     param: Assignments = None,
     unpinned: Annotated[bool, typer.Option(help="Leave image tags out, to compare two versions of the graph.")] = False,
+    lock: Annotated[
+        Path | None, typer.Option(help="Image lock of `make images`; build/images.json or RANKONE_IMAGE_LOCK else.")
+    ] = None,
     profile: Annotated[
         str | None, typer.Option(help="Hardware to ask a cluster for, or a .yaml file. `rankone profiles` lists them.")
     ] = None,
@@ -61,7 +69,8 @@ def compile_command(
 ) -> None:
     """Compile the pipeline to the YAML that Kubeflow Pipelines runs.
 
-    A recipe and parameters become the defaults of the compiled pipeline; so do a profile and its settings.
+    A recipe and parameters become the defaults of the compiled pipeline, and so do a profile and its settings; each
+    step runs in the image of the lock.
     """
     from operations.compile import FORMATS, RESOURCES, compile_pipeline, write_resources
 
@@ -72,10 +81,29 @@ def compile_command(
     hardware = profiles.load_profile(profile) if profile else None
     settings, assignments = profiles.split_settings(hardware, param or [])
     values = parameters.resolve(recipes.load_recipe(recipe) if recipe else {}, assignments)
-    compile_pipeline(output, values | settings, pinned=not unpinned, profile=hardware)
+    images = None if unpinned else images_to_compile(lock)
+    compile_pipeline(output, values | settings, pinned=not unpinned, images=images, profile=hardware)
     if form == RESOURCES:
         write_resources(output, output, namespace)
     print(f"Wrote {output}")
+
+
+def images_to_compile(lock: Path | None) -> dict[str, str] | None:
+    """The locked images; None, after a notice, where nobody has built any and no lock was named."""
+    path = lock or image_lock.lock_path()
+    if lock is None and not path.is_file():
+        print(
+            "rankone: no image was built here, so the steps name images by the version of their code, which no "
+            "registry holds; `make images REGISTRY=registry.example/team PUSH=1` builds, pushes and locks them.",
+            file=sys.stderr,
+        )
+        return None
+    locked = image_lock.read_lock(path)
+    images = image_lock.images_of(locked)
+    here = [name for name in images if not locked[name].pushed]
+    if here:
+        print(f"rankone: only this machine holds {', '.join(here)}; a cluster needs PUSH=1.", file=sys.stderr)
+    return images
 
 
 @app.command()

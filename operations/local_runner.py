@@ -1,8 +1,9 @@
-"""The adapter that lets kfp.local run container components as processes of this machine.
+"""The adapter that lets kfp.local run container components: as processes of this machine, or in containers.
 
-kfp.local runs container components in Docker only. A step is an ordinary Python program, so here its command line runs
-as it stands, in this environment; everything else (order, inputs, cache) stays kfp.local's. What a step leaves is
-checked: a task succeeds when its process did and every output that it declares was reported and exists.
+kfp.local runs container components in Docker only, and now and then calls a container that failed a success. So each
+task is ours and everything else (order, inputs, cache) stays kfp.local's. A step is an ordinary Python program: as a
+process its command line runs as it stands, in this environment; container_task.py runs it in the step's image. What a
+step leaves is checked: a task succeeds when its program did and every output that it declares was reported and exists.
 """
 
 import contextlib
@@ -19,11 +20,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from kfp import components, dsl, local
-from kfp.local import status, subprocess_task_handler
+from kfp.local import docker_task_handler, status, subprocess_task_handler
 from kfp.local.orchestrator import task_executor
+
+if TYPE_CHECKING:
+    from operations.container_task import Containers
 
 SECONDS_TO_STOP = 10.0
 SPIN_COUNT = "10000"  # of idle threads; libgomp's own 300,000 harms neighbours (benchmarks/spinning.py)
@@ -61,8 +65,15 @@ class StepResult:
     artifacts: dict[str, dsl.Artifact]
 
 
-def run_compiled(pipeline: Path, values: dict[str, Any], artifacts: Path, cache: Path, observer: Observer) -> bool:
-    """Run a compiled pipeline here, one process a step.
+def run_compiled(
+    pipeline: Path,
+    values: dict[str, Any],
+    artifacts: Path,
+    cache: Path,
+    observer: Observer,
+    containers: "Containers | None" = None,
+) -> bool:
+    """Run a compiled pipeline here, one process or one container a step.
 
     Args:
         pipeline: the YAML.
@@ -70,12 +81,13 @@ def run_compiled(pipeline: Path, values: dict[str, Any], artifacts: Path, cache:
         artifacts: folder under which each run's artifacts are kept.
         cache: folder of the step cache.
         observer: told of every step and every line that a step prints.
+        containers: how containers are run; processes when None.
 
     Returns:
         Whether every step succeeded.
     """
     local.init(
-        local.SubprocessRunner(use_venv=False),
+        local.DockerRunner() if containers else local.SubprocessRunner(use_venv=False),
         pipeline_root=str(artifacts),
         workspace_root=tempfile.mkdtemp(prefix="rankone-"),  # kfp.local deletes it at the end
         raise_on_error=False,
@@ -83,23 +95,22 @@ def run_compiled(pipeline: Path, values: dict[str, Any], artifacts: Path, cache:
         cache_root=str(cache),
     )
     results: list[StepResult] = []
-    with _quiet(), _adapted(observer, results):
+    with _quiet(), _adapted(observer, results, containers):
         components.load_component_from_file(str(pipeline))(**values)
     return bool(results) and all(result.succeeded for result in results)
 
 
-class ProcessTask:
-    """Runs the command of a container component as a process; stands where kfp.local expects its own task handler."""
+class StepTask:
+    """Runs the command of a container component; stands where kfp.local expects its own task handler."""
 
     def __init__(self, observer: Observer, full_command: list[str], env_vars: dict[str, str] | None, **_: Any) -> None:
         self._observer, self._command, self._environment = observer, full_command, env_vars or {}
         self._step = full_command[full_command.index("-m") + 1].split(".")[1]
 
     def run(self) -> status.Status:
-        """Run to the end; FAILURE when the process failed or an output is missing."""
+        """Run to the end; FAILURE when the program failed or an output is missing."""
         executor_input = json.loads(self._command[self._command.index("--executor-input") + 1])
-        command = [sys.executable, *self._command[1:]] if self._command[0] == "python" else self._command
-        code = self._run_process(command)
+        code = self._run_program()
         if code != 0:
             self._observer.step_said(self._step, f"{self._step} ended with exit status {code}.")
             return status.Status.FAILURE
@@ -108,7 +119,16 @@ class ProcessTask:
             self._observer.step_said(self._step, f"{self._step} ended well and did not report its output '{name}'.")
         return status.Status.FAILURE if missing else status.Status.SUCCESS
 
-    def _run_process(self, command: list[str]) -> int:
+    def _run_program(self) -> int:
+        """Run the command, tell the observer every line, and return the exit status."""
+        raise NotImplementedError
+
+
+class ProcessTask(StepTask):
+    """Runs the command as a process of this machine."""
+
+    def _run_program(self) -> int:
+        command = [sys.executable, *self._command[1:]] if self._command[0] == "python" else self._command
         environment = {"GOMP_SPINCOUNT": SPIN_COUNT, **os.environ, "PYTHONUNBUFFERED": "1", **self._environment}
         process = subprocess.Popen(
             command,
@@ -154,14 +174,18 @@ def _stop(process: subprocess.Popen[str]) -> None:
 
 
 @contextlib.contextmanager
-def _adapted(observer: Observer, results: list[StepResult]) -> Iterator[None]:
+def _adapted(observer: Observer, results: list[StepResult], containers: "Containers | None") -> Iterator[None]:
     """Put our task in the place of kfp.local's and listen to each task's beginning and end."""
     execute: Callable[..., tuple[dict[str, Any], status.Status]] = task_executor.execute_single_task
     ran: list[str] = []
 
-    def task(**arguments: Any) -> ProcessTask:
+    def task(**arguments: Any) -> StepTask:
         ran.append("")
-        return ProcessTask(observer, **arguments)
+        if containers is None:
+            return ProcessTask(observer, **arguments)
+        from operations.container_task import ContainerTask  # and with it the engine's client
+
+        return ContainerTask(observer, containers=containers, **arguments)
 
     def listened(*, task_name: str, **arguments: Any) -> tuple[dict[str, Any], status.Status]:
         step, started = task_name.replace("-", "_"), time.monotonic()
@@ -176,6 +200,7 @@ def _adapted(observer: Observer, results: list[StepResult]) -> Iterator[None]:
 
     with (
         _replaced(subprocess_task_handler, "SubprocessTaskHandler", task),
+        _replaced(docker_task_handler, "DockerTaskHandler", task),
         _replaced(task_executor, "execute_single_task", listened),
     ):
         yield

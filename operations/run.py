@@ -1,6 +1,7 @@
 """One run of the pipeline on this machine: compile, execute from the YAML, resume where the last one ended."""
 
 import datetime
+import enum
 import json
 import os
 import secrets
@@ -18,25 +19,40 @@ from retrieval.fingerprint import source_fingerprint
 from retrieval.home import home
 
 if TYPE_CHECKING:
+    from operations.container_task import Containers
     from operations.local_runner import StepResult
 
 FAILED, STOPPED = 1, 130
+PATHS = ("location", "weights", "further_datasets")  # parameters that may name files of this machine
 
 
-def run_here(name: str, values: Mapping[str, Any]) -> int:
-    """Run the pipeline here, one process a step; steps that an earlier run finished are taken from the cache.
+class Runner(enum.StrEnum):
+    """What a step runs in."""
+
+    PROCESSES = "processes"
+    DOCKER = "docker"
+
+
+def run_here(name: str, values: Mapping[str, Any], runner: Runner = Runner.PROCESSES) -> int:
+    """Run the pipeline here; steps that an earlier run of the same kind finished are taken from the cache.
 
     Args:
         name: what the run is called in MLflow, e.g. the recipe.
         values: pipeline parameters that differ from their defaults.
+        runner: one process a step, or one container of the step's locked image.
 
     Returns:
         Exit status: 0 when the pipeline went through, whatever the gate decided; 1 when a step failed; 130 if stopped.
 
     Raises:
-        ValueError: the source cannot be listed.
+        ValueError: the source cannot be listed, or the image lock is of other code.
+        OSError: there is no image lock, or no engine.
     """
     values = with_source(values)
+    images = None
+    if runner == Runner.DOCKER:
+        refuse_what_images_lack(values)
+        images = locked_images()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` stops the running step too, as Ctrl-C does
     run = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     folder = home() / "runs" / run
@@ -47,11 +63,12 @@ def run_here(name: str, values: Mapping[str, Any]) -> int:
     from operations.display import Display, summary
     from operations.local_runner import run_compiled
 
+    containers = containers_of(run, values) if runner == Runner.DOCKER else None
     display, status = Display(len(step_names()), folder), "FAILED"
     display.console.print(f"Run {run}: {len(step_names())} steps, everything kept in {home()}")
     try:
-        pipeline = compile_pipeline(folder / "pipeline.yaml", values)
-        succeeded = run_compiled(pipeline, {}, home() / "artifacts", home() / "cache", display)
+        pipeline = compile_pipeline(folder / "pipeline.yaml", values, images=images)
+        succeeded = run_compiled(pipeline, {}, home() / "artifacts", home() / "cache", display, containers)
         status = "FINISHED" if succeeded else "FAILED"
     except KeyboardInterrupt:
         status = "KILLED"
@@ -76,7 +93,7 @@ def run_here(name: str, values: Mapping[str, Any]) -> int:
 
 
 def with_source(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values with an absolute location and a fingerprint of what lies there: the cache sees the data change."""
+    """The values with absolute paths and a fingerprint of what lies at the location: the cache sees the data change."""
     from operations.parameters import all_knobs
 
     knobs = all_knobs()
@@ -84,7 +101,43 @@ def with_source(values: Mapping[str, Any]) -> dict[str, Any]:
     location = str(values.get("location", knobs["location"].default))
     if location and "://" not in location:
         location = str(Path(location).expanduser().resolve())
-    return {**values, "location": location, "source_fingerprint": source_fingerprint(source, location)}
+    files = {name: absolute(str(values[name])) for name in PATHS if name in values}
+    return {**values, **files, "location": location, "source_fingerprint": source_fingerprint(source, location)}
+
+
+def absolute(texts: str) -> str:
+    """Paths, separated by commas, with those that exist made absolute: a container has another current folder."""
+    parts = [part.strip() for part in texts.split(",")]
+    return ",".join(str(Path(part).resolve()) if part and Path(part).exists() else part for part in parts)
+
+
+def refuse_what_images_lack(values: Mapping[str, Any]) -> None:
+    """Refuse before anything runs what prepare_data's image cannot do.
+
+    Raises:
+        ValueError: the source is read by torchvision.
+    """
+    if values.get("source") == "cifar100":
+        raise ValueError(
+            "source 'cifar100' is read by torchvision, which rankone-data does not hold; run it in processes, "
+            "or turn the images into a folder or Parquet and name that as source."
+        )
+
+
+def locked_images() -> dict[str, str]:
+    """What to run for each image; see `image_lock.images_of`."""
+    from operations.image_lock import images_of, lock_path, read_lock
+
+    return images_of(read_lock(lock_path()))
+
+
+def containers_of(run: str, values: Mapping[str, Any]) -> "Containers":
+    """How the containers of a run are made: they see the files and folders that its parameters name."""
+    from operations.container_task import containers_here
+
+    (home() / "artifacts").mkdir(exist_ok=True)  # as this user: the engine would make it as root
+    named = [Path(part.strip()) for name in PATHS for part in str(values.get(name, "")).split(",") if part.strip()]
+    return containers_here(run, [path for path in named if path.is_absolute() and path.exists()])
 
 
 def record(folder: Path, status: str, results: "Mapping[str, StepResult]") -> None:

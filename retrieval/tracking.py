@@ -418,8 +418,13 @@ def _make_store(database: Path) -> None:
     making = database.with_suffix(".making")
     making.unlink(missing_ok=True)  # left by a process that was killed
     with loading():
-        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
+        try:
+            from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+        except ImportError as error:
+            raise ValueError(
+                f"the embedded store needs all of MLflow and this image holds its client ({error}); "
+                "name a server in MLFLOW_TRACKING_URI."
+            ) from None
         store = SqlAlchemyStore(f"sqlite:///{making}", _artifact_location())
         store.create_experiment(EXPERIMENT, _artifact_location(), [])
         store._dispose_engine()

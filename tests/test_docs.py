@@ -51,6 +51,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A current folder with the images that the README speaks of and a home of its own."""
     write_digits(tmp_path / "photos", 30)
     monkeypatch.setenv("RANKONE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("RANKONE_IMAGE_LOCK", str(tmp_path / "images.json"))  # none of those that were built here
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     return tmp_path
 

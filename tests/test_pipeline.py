@@ -82,3 +82,13 @@ def test_given_values_become_defaults(tmp_path: Path) -> None:
     parameters = yaml.safe_load(path.read_text())["root"]["inputDefinitions"]["parameters"]
     assert parameters["dimension"]["defaultValue"] == 128
     assert parameters["channels"]["defaultValue"] == [8, 8, 8]
+
+
+def test_a_step_runs_in_the_image_that_is_given(tmp_path: Path) -> None:
+    images = {f"rankone-{name}": f"there/{name}@sha256:1" for name in ("data", "training", "evaluation", "registry")}
+    compiled = yaml.safe_load(compile_pipeline(tmp_path / "pipeline.yaml", images=images).read_text())
+    found = [executor["container"]["image"] for executor in compiled["deploymentSpec"]["executors"].values()]
+    assert set(found) == set(images.values())
+    del images["rankone-registry"]
+    with pytest.raises(ValueError, match="promote runs in rankone-registry, which is not among the images"):
+        compile_pipeline(tmp_path / "pipeline.yaml", images=images)

@@ -288,7 +288,8 @@ def test_what_is_compiled_for_a_cluster_runs_here_as_well(tmp_path: Path, monkey
     path = compile_pipeline(tmp_path / "pipeline.yaml", profile=load_profile("h200"))
     commands: list[list[str]] = []
 
-    def work(_: ProcessTask, command: list[str]) -> int:
+    def work(task: ProcessTask) -> int:
+        command = task._command
         commands.append(command)
         outputs = json.loads(command[command.index("--executor-input") + 1])["outputs"]
         for listed in outputs["artifacts"].values():
@@ -296,7 +297,7 @@ def test_what_is_compiled_for_a_cluster_runs_here_as_well(tmp_path: Path, monkey
         Path(outputs["outputFile"]).write_text(json.dumps({"artifacts": outputs["artifacts"]}))
         return 0
 
-    monkeypatch.setattr(ProcessTask, "_run_process", work)
+    monkeypatch.setattr(ProcessTask, "_run_program", work)
     assert run_compiled(path, {"accelerator_count": "2"}, tmp_path / "artifacts", tmp_path / "cache", Silent())
     assert sorted(command[2].split(".")[1] for command in commands) == step_names()
     options = {option.partition("=")[0] for command in commands for option in command if option[:2] == "--"}
