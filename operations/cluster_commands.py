@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 FAILED, STOPPED = 1, 130
 SERVICE_ACCOUNT = "RANKONE_SERVICE_ACCOUNT"
+WORDS = ("", "none", "imagenet")  # values of parameters that may name a file, and name none
 COLOURS = {"SUCCEEDED": "green", "SKIPPED": "cyan", "FAILED": "bold red", "CANCELED": "yellow", "RUNNING": "bold"}
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
@@ -172,9 +173,9 @@ def with_readable_source(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values with a fingerprint of what lies at the location, unless one is given: the cache sees the data change.
 
     Raises:
-        ValueError: the location is a folder of this machine, which no pod can read.
+        ValueError: the location, or another file that a parameter names, is on this machine, where no pod reads it.
     """
-    from operations.run import with_source
+    from operations.run import PATHS, with_source
 
     location = str(values.get("location", ""))
     if location and "://" not in location:
@@ -182,6 +183,10 @@ def with_readable_source(values: Mapping[str, Any]) -> dict[str, Any]:
             f"location is '{location}', which is on this machine; a cluster reads a bucket. Copy it there and give "
             "-p source=s3 -p location=s3://bucket/prefix."
         )
+    for name in PATHS:
+        for part in str(values.get(name, "")).split(","):
+            if part.strip() not in WORDS and Path(part.strip()).expanduser().exists():
+                raise ValueError(f"{name} names '{part.strip()}', which is on this machine; give an s3:// address.")
     return dict(values) if values.get("source_fingerprint") else with_source(values)
 
 

@@ -144,6 +144,7 @@ def test_json_stands_alone_and_tells_how_it_ended(stub: Stub, rankone) -> None:
         (["-p", "accelerator_count=2"], "There is no parameter 'accelerator_count'"),  # the cpu profile has none
         (["--profile", "h100"], "Unknown profile 'h100'"),
         (["--profile", "h200", "-p", "accelerated_memory=much"], "accelerated_memory is 'much'"),
+        (["-p", "weights=/dev/null"], "weights names '/dev/null', which is on this machine; give an s3:// address"),
         (["-p", "source=folder", "-p", "location=photos"], "location is 'photos', which is on this machine"),
     ],
 )
@@ -152,6 +153,13 @@ def test_bad_input_is_refused_before_anything_is_sent(stub: Stub, rankone, argum
     assert done.status == 2
     assert message in done.err
     assert not stub.requests
+
+
+def test_a_folder_called_as_a_choice_is_no_reason_to_refuse(stub: Stub, rankone, monkeypatch, tmp_path: Path) -> None:
+    (tmp_path / "imagenet").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert rankone("submit", "--recipe", "digits", "-p", "weights=imagenet", "-p", "source_fingerprint=a").status == 0
+    assert run_of(stub)["runtime_config"]["parameters"]["weights"] == "imagenet"
 
 
 def test_a_token_is_sent_and_never_shown(stub: Stub, rankone, monkeypatch) -> None:
