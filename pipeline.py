@@ -3,11 +3,12 @@
 images -> dataset -> features -> clusters -> model -> tuned model -> evaluation -> registry
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
+from kfp.dsl.pipeline_task import PipelineTask
 
 from components.co_cluster.component import co_cluster
 from components.declare import with_knobs_of
@@ -17,6 +18,7 @@ from components.finetune_softmax.component import finetune_softmax
 from components.prepare_data.component import prepare_data
 from components.pretrain.component import pretrain
 from components.promote.component import promote
+from components.settings import Setting
 
 STEPS: tuple[BaseComponent, ...] = (
     prepare_data,
@@ -29,21 +31,47 @@ STEPS: tuple[BaseComponent, ...] = (
 )
 
 
-@dsl.pipeline(name="rankone", description="From raw images to a champion in the model registry.")
-@with_knobs_of(*STEPS)
-def rankone(knobs: Callable[[BaseComponent], dict[str, Any]]) -> None:
-    """Trains, judges and promotes an image-retrieval model; every knob of every step is a parameter."""
+# the steps that a profile gives its GPU; co_cluster and the two ends of the graph have nothing for it to do
+ACCELERATED = ("pretrain", "finetune_metric", "finetune_softmax", "evaluate")
+
+Place = Callable[[PipelineTask, Mapping[str, Any]], None]
+
+
+def build(settings: Sequence[Setting] = (), place: Place | None = None) -> BaseComponent:
+    """The pipeline.
+
+    Args:
+        settings: parameters beside the knobs, which `place` receives by name.
+        place: says for each task what it asks of a cluster; see operations/placement.py.
+    """
+
+    @dsl.pipeline(name="rankone", description="From raw images to a champion in the model registry.")
+    @with_knobs_of(*STEPS, settings=settings)
+    def rankone(knobs: Callable[[BaseComponent], dict[str, Any]], given: Mapping[str, Any]) -> None:
+        """Trains, judges and promotes an image-retrieval model; every knob of every step is a parameter."""
+        for task in connect(knobs):
+            if place:
+                place(task, given)
+
+    return rankone
+
+
+def connect(knobs: Callable[[BaseComponent], dict[str, Any]]) -> list[PipelineTask]:
+    """The graph: a task for every step, fed by those before it."""
     prepared = prepare_data(**knobs(prepare_data))
     dataset = prepared.outputs["dataset"]
 
     pretrained = pretrain(dataset=dataset, **knobs(pretrain))
     features = pretrained.outputs["features"]
 
-    clusters = co_cluster(dataset=dataset, features=features, **knobs(co_cluster)).outputs["clusters"]
+    clustered = co_cluster(dataset=dataset, features=features, **knobs(co_cluster))
+    clusters = clustered.outputs["clusters"]
 
-    model = finetune_metric(dataset=dataset, clusters=clusters, **knobs(finetune_metric)).outputs["model"]
+    trained = finetune_metric(dataset=dataset, clusters=clusters, **knobs(finetune_metric))
+    model = trained.outputs["model"]
 
-    tuned_model = finetune_softmax(dataset=dataset, model=model, **knobs(finetune_softmax)).outputs["tuned_model"]
+    tuned = finetune_softmax(dataset=dataset, model=model, **knobs(finetune_softmax))
+    tuned_model = tuned.outputs["tuned_model"]
 
     evaluated = evaluate(
         dataset=dataset,
@@ -61,3 +89,8 @@ def rankone(knobs: Callable[[BaseComponent], dict[str, Any]]) -> None:
         **knobs(promote),
     )
     promoted.set_caching_options(False)  # the registry may have moved since an equal run
+
+    return [prepared, pretrained, clustered, trained, tuned, evaluated, promoted]
+
+
+rankone = build()

@@ -2,13 +2,14 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, get_origin, get_type_hints
 
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
 from components.descriptions import knob_descriptions
+from components.settings import Setting
 
 
 def container_component(image: str, params: type) -> Callable[[Callable[..., None]], BaseComponent]:
@@ -58,13 +59,20 @@ def knob_parameters(params: type) -> list[inspect.Parameter]:
     ]
 
 
-def with_knobs_of(*steps: BaseComponent) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def with_knobs_of(
+    *steps: BaseComponent, settings: Sequence[Setting] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a pipeline every knob of its steps as a parameter; a name that several steps share is one parameter.
 
-    The decorated function receives `knobs`: called with a step, it returns that step's arguments.
+    The decorated function receives `knobs`: called with a step, it returns that step's arguments; and the settings, by
+    name.
+
+    Args:
+        steps: of the pipeline.
+        settings: further parameters, that belong to no step.
 
     Raises:
-        ValueError: two steps spell a knob alike and mean another type or default.
+        ValueError: two steps spell a knob alike and mean another type or default, or a setting is called as a knob.
     """
 
     def decorate(pipeline: Callable[..., None]) -> Callable[..., None]:
@@ -76,10 +84,23 @@ def with_knobs_of(*steps: BaseComponent) -> Callable[[Callable[..., None]], Call
                 if known != knob:
                     raise ValueError(f"{step.name} has the knob '{knob}'; another step has '{known}'. Rename one.")
                 descriptions[knob.name] = step.component_spec.inputs[knob.name].description or ""
+        for setting in settings:
+            if setting.name in parameters:
+                raise ValueError(f"The setting '{setting.name}' is called as a knob of a step. Rename one.")
+            parameters[setting.name] = inspect.Parameter(
+                setting.name,
+                inspect.Parameter.POSITIONAL_OR_KEYWORD,
+                default=setting.default,
+                annotation=setting.kind,
+            )
+            descriptions[setting.name] = setting.description
 
         def body(*values: Any, **named: Any) -> None:
             given = inspect.Signature(list(parameters.values())).bind(*values, **named).arguments
-            pipeline(lambda step: {knob.name: given[knob.name] for knob in knobs_of(step)})
+            pipeline(
+                lambda step: {knob.name: given[knob.name] for knob in knobs_of(step)},
+                {setting.name: given[setting.name] for setting in settings},
+            )
 
         return _disguise(body, pipeline, list(parameters.values()), descriptions)
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from components.launch import text_of
-from operations import image_lock, network, parameters, recipes
+from operations import cluster_commands, image_lock, network, parameters, profiles, recipes
 from operations.run import Runner, run_here
 
 BAD_INPUT = 2
@@ -59,18 +59,32 @@ def compile_command(
     lock: Annotated[
         Path | None, typer.Option(help="Image lock of `make images`; build/images.json or RANKONE_IMAGE_LOCK else.")
     ] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="Hardware to ask a cluster for, or a .yaml file. `rankone profiles` lists them.")
+    ] = None,
+    form: Annotated[
+        str, typer.Option("--format", help="package, to upload; or crd: the resources Pipeline and PipelineVersion.")
+    ] = "package",
+    namespace: Annotated[str | None, typer.Option(help="Of the resources of --format crd.")] = None,
 ) -> None:
     """Compile the pipeline to the YAML that Kubeflow Pipelines runs.
 
-    A recipe and parameters become the defaults of the compiled pipeline; each step runs in the image of the lock.
+    A recipe and parameters become the defaults of the compiled pipeline, and so do a profile and its settings; each
+    step runs in the image of the lock.
     """
-    from operations.compile import compile_pipeline
+    from operations.compile import FORMATS, RESOURCES, compile_pipeline, write_resources
 
     if output.is_dir() or output.suffix not in (".yaml", ".yml"):
         raise ValueError(f"--output is '{output}'; name a file that ends in .yaml.")
-    values = parameters.resolve(recipes.load_recipe(recipe) if recipe else {}, param or [])
+    if form not in FORMATS:
+        raise ValueError(f"Unknown format '{form}'; choose one of: {', '.join(FORMATS)}.")
+    hardware = profiles.load_profile(profile) if profile else None
+    settings, assignments = profiles.split_settings(hardware, param or [])
+    values = parameters.resolve(recipes.load_recipe(recipe) if recipe else {}, assignments)
     images = None if unpinned else images_to_compile(lock)
-    compile_pipeline(output, values, pinned=not unpinned, images=images)
+    compile_pipeline(output, values | settings, pinned=not unpinned, images=images, profile=hardware)
+    if form == RESOURCES:
+        write_resources(output, output, namespace)
     print(f"Wrote {output}")
 
 
@@ -155,6 +169,21 @@ def recipes_command() -> None:
     for name in recipes.recipe_names():
         table.add_row(name, recipes.describe_recipe(name))
     Console(highlight=False, markup=False).print(table)
+
+
+@app.command(name="profiles")
+def profiles_command() -> None:
+    """List the profiles: named hardware for the steps of the pipeline on a cluster."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("profile", no_wrap=True)
+    table.add_column("what it asks for")
+    for name in profiles.profile_names():
+        table.add_row(name, profiles.describe_profile(name))
+    Console(highlight=False, markup=False).print(table)
+
+
+for command in cluster_commands.COMMANDS:
+    app.command()(command)
 
 
 def main() -> None:

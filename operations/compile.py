@@ -1,5 +1,7 @@
 """From `pipeline.py` to the YAML that every place runs: this machine, Docker, a cluster."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,6 +9,10 @@ from typing import Any
 import yaml
 
 from operations.code_version import step_version
+from operations.profiles import Profile
+
+PACKAGE, RESOURCES = "package", "crd"  # the formats
+FORMATS = (PACKAGE, RESOURCES)
 
 
 def compile_pipeline(
@@ -14,6 +20,7 @@ def compile_pipeline(
     values: Mapping[str, Any] | None = None,
     pinned: bool = True,
     images: Mapping[str, str] | None = None,
+    profile: Profile | None = None,
 ) -> Path:
     """Compile the pipeline to YAML.
 
@@ -22,30 +29,81 @@ def compile_pipeline(
         values: parameters whose defaults are replaced.
         pinned: give each step's image the version of its code as a tag; a cache must not see one tag for two codes.
         images: what to run for each image, by its name, in place of those tags; from `image_lock.images_of`.
+        profile: the hardware that the steps ask a cluster for; nothing when None.
 
     Raises:
         ValueError: `images` lacks one that a step names.
     """
     from kfp import compiler  # seconds of import, only when needed
 
-    from pipeline import rankone
+    import pipeline
 
+    if profile:
+        from operations.placement import placed_pipeline
+
+        graph = placed_pipeline(profile)
+    else:
+        graph = pipeline.rankone
     output.parent.mkdir(parents=True, exist_ok=True)
     arguments = {name: list(value) if isinstance(value, tuple) else value for name, value in (values or {}).items()}
-    compiler.Compiler().compile(rankone, str(output), pipeline_parameters=arguments)
+    compiler.Compiler().compile(graph, str(output), pipeline_parameters=arguments)
     if pinned:
         output.write_text(_pin(output.read_text(), images))
+    return output
+
+
+def content_digest(package: Path) -> str:
+    """Twelve hexadecimal digits that change with what a compiled pipeline does, not with its comments."""
+    documents = list(yaml.safe_load_all(package.read_text()))
+    return hashlib.sha256(json.dumps(documents, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def write_resources(package: Path, output: Path, namespace: str | None = None) -> Path:
+    """Write a compiled pipeline as the resources Pipeline and PipelineVersion, for a cluster that keeps them so.
+
+    The version is named by the digest of its content: `kubectl apply` of an unchanged pipeline changes nothing, and a
+    changed one is another version.
+
+    Args:
+        package: from `compile_pipeline`.
+        output: the file to write.
+        namespace: of the resources; that of `kubectl` when None.
+    """
+    from google.protobuf import json_format
+    from kfp.compiler.pipeline_spec_builder import KubernetesManifestOptions, write_pipeline_spec_to_file
+    from kfp.pipeline_spec import pipeline_spec_pb2
+
+    specification, *platforms = yaml.safe_load_all(package.read_text())
+    pipeline_spec = json_format.ParseDict(specification, pipeline_spec_pb2.PipelineSpec())
+    platform_spec = json_format.ParseDict(platforms[0] if platforms else {}, pipeline_spec_pb2.PlatformSpec())
+    name, version = specification["pipelineInfo"]["name"], content_digest(package)
+    options = KubernetesManifestOptions(
+        pipeline_name=name,
+        pipeline_display_name=name,
+        pipeline_version_name=f"{name}-{version}",
+        pipeline_version_display_name=version,
+        namespace=namespace,
+        include_pipeline_manifest=True,
+    )
+    write_pipeline_spec_to_file(
+        pipeline_spec=pipeline_spec,
+        pipeline_description=specification["pipelineInfo"].get("description"),
+        platform_spec=platform_spec,
+        package_path=str(output),
+        kubernetes_manifest_options=options,
+        kubernetes_manifest_format=True,
+    )
     return output
 
 
 def _pin(text: str, images: Mapping[str, str] | None) -> str:
     """The pipeline with a digest or a tag on every image, its leading comment kept."""
     comment = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
-    specification = yaml.safe_load(text)
+    specification, *platforms = yaml.safe_load_all(text)
     for executor in specification["deploymentSpec"]["executors"].values():
         container = executor["container"]
         step, image = container["command"][-1].split(".")[1], container["image"]  # python -m components.<step>.step
         if images is not None and image not in images:
             raise ValueError(f"{step} runs in {image}, which is not among the images: {', '.join(sorted(images))}.")
         container["image"] = images[image] if images is not None else f"{image}:{step_version(step)}"
-    return comment + yaml.safe_dump(specification, sort_keys=True)
+    return comment + yaml.safe_dump_all([specification, *platforms], sort_keys=True)

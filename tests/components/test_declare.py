@@ -5,6 +5,7 @@ from kfp import dsl
 from kfp.dsl import Dataset, Input, Model, Output
 
 from components.declare import container_component, with_knobs_of
+from components.settings import Setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,8 @@ def learn_otherwise(model: Output[Model]):
 def test_a_pipeline_takes_every_knob_of_its_steps() -> None:
     @dsl.pipeline(name="a-pipeline")
     @with_knobs_of(learn_otherwise)
-    def pipeline(knobs):
+    def pipeline(knobs, settings):
+        assert not settings
         learn_otherwise(**knobs(learn_otherwise))
 
     assert pipeline.component_spec.inputs["epochs"].default == 4
@@ -76,4 +78,23 @@ def test_one_name_cannot_mean_two_things() -> None:
     with pytest.raises(
         ValueError, match="learn-otherwise has the knob 'epochs: int = 4'; another step has 'epochs: int = 3'"
     ):
-        with_knobs_of(learn, learn_otherwise)(lambda knobs: None)
+        with_knobs_of(learn, learn_otherwise)(lambda knobs, settings: None)
+
+
+def test_a_setting_is_a_parameter_that_belongs_to_no_step() -> None:
+    colour = Setting("colour", dict, {"red": "1"}, "of the nodes.")
+
+    @dsl.pipeline(name="a-pipeline")
+    @with_knobs_of(learn_otherwise, settings=[colour])
+    def pipeline(knobs, settings):
+        assert list(settings) == ["colour"]
+        assert "colour" not in knobs(learn_otherwise)
+        learn_otherwise(**knobs(learn_otherwise))
+
+    assert pipeline.component_spec.inputs["colour"].default == {"red": "1"}
+    assert pipeline.component_spec.inputs["colour"].description == "of the nodes."
+
+
+def test_a_setting_cannot_be_called_as_a_knob() -> None:
+    with pytest.raises(ValueError, match="'epochs' is called as a knob"):
+        with_knobs_of(learn, settings=[Setting("epochs", int, 3, "")])(lambda knobs, settings: None)

@@ -255,3 +255,11 @@ def test_without_its_process_a_step_tracks_by_itself(
     with step_run("pretrain", {}) as run:
         run_id = run.run_id
     assert finished(run_id).info.status == "FINISHED"
+
+
+def test_an_image_with_mlflows_client_alone_asks_for_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("RANKONE_HOME", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "mlflow.store.tracking.sqlalchemy_store", None)  # as without sqlalchemy
+    with pytest.raises(ValueError, match="holds its client .*name a server in MLFLOW_TRACKING_URI"):
+        tracking.embedded_store()
