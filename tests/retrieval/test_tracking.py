@@ -261,5 +261,5 @@ def test_an_image_with_mlflows_client_alone_asks_for_a_server(tmp_path: Path, mo
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("RANKONE_HOME", str(tmp_path))
     monkeypatch.setitem(sys.modules, "mlflow.store.tracking.sqlalchemy_store", None)  # as without sqlalchemy
-    with pytest.raises(ValueError, match="holds its client .*name a server in MLFLOW_TRACKING_URI"):
+    with pytest.raises(ValueError, match=r"holds its client .*name a server in MLFLOW_TRACKING_URI"):
         tracking.embedded_store()
