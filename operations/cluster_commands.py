@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 FAILED, STOPPED = 1, 130
 SERVICE_ACCOUNT = "RANKONE_SERVICE_ACCOUNT"
-WORDS = ("", "none", "imagenet")  # values of parameters that may name a file, and name none
 COLOURS = {"SUCCEEDED": "green", "SKIPPED": "cyan", "FAILED": "bold red", "CANCELED": "yellow", "RUNNING": "bold"}
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
@@ -175,7 +174,7 @@ def with_readable_source(values: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: the location, or another file that a parameter names, is on this machine, where no pod reads it.
     """
-    from operations.run import PATHS, with_source
+    from operations.run import PATHS, is_here, with_source
 
     location = str(values.get("location", ""))
     if location and "://" not in location:
@@ -185,7 +184,7 @@ def with_readable_source(values: Mapping[str, Any]) -> dict[str, Any]:
         )
     for name in PATHS:
         for part in str(values.get(name, "")).split(","):
-            if part.strip() not in WORDS and Path(part.strip()).expanduser().exists():
+            if is_here(part.strip()):
                 raise ValueError(f"{name} names '{part.strip()}', which is on this machine; give an s3:// address.")
     return dict(values) if values.get("source_fingerprint") else with_source(values)
 

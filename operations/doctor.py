@@ -20,6 +20,7 @@ from rich.text import Text
 
 from operations.cluster import HOST, Client, ClusterError, address, connect
 from operations.profiles import Hardware, load_profile
+from retrieval.object_store import clear_errors, s3_client
 
 GOOD, BAD, UNKNOWN = "good", "bad", "unknown"
 BUCKET = "RANKONE_BUCKET"  # s3://bucket/prefix: where the probe is written
@@ -123,35 +124,25 @@ def examine_bucket() -> Finding:
         return Finding(what, BAD, f"{BUCKET} is '{location}'", f"Set {BUCKET}=s3://bucket/prefix.")
     endpoint = os.environ.get("AWS_ENDPOINT_URL", "Amazon S3")
     key = "/".join(filter(None, [parts.path.strip("/"), f"rankone-doctor-{uuid.uuid4().hex}"]))
-    action = probe(parts.netloc, key)
-    if action:
-        found = f"{parts.netloc} at {endpoint}: {action}"
-        return Finding(what, BAD, found, "Mend AWS_ENDPOINT_URL, the credentials or the bucket's policy.")
+    failure = probe(parts.netloc, key)
+    if failure:
+        return Finding(what, BAD, failure, "Mend AWS_ENDPOINT_URL, the credentials or the bucket's policy.")
     return Finding(what, GOOD, f"{parts.netloc} at {endpoint}: an object was written, read and removed")
 
 
 def probe(bucket: str, key: str) -> str:
-    """Write an object, read it back, remove it; what failed, without any key, or nothing."""
-    import boto3
-    from botocore.config import Config
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    action = "set-up"
+    """Write an object, read it back, remove it; what failed, without any credentials, or nothing."""
     try:
-        limits = Config(connect_timeout=SECONDS, read_timeout=SECONDS, retries={"total_max_attempts": 2})
-        store = boto3.session.Session().client("s3", config=limits)
-        action = "put"
-        store.put_object(Bucket=bucket, Key=key, Body=key.encode())
-        action = "get"
-        if store.get_object(Bucket=bucket, Key=key)["Body"].read() != key.encode():
-            return "get gave back other bytes than put was given"
-        action = "delete"
-        store.delete_object(Bucket=bucket, Key=key)
-    except ClientError as error:
-        return f"{action} was refused: {error.response.get('Error', {}).get('Code', 'unknown')}"
-    except BotoCoreError as error:
-        return f"{action} failed: {type(error).__name__}"
-    return ""
+        store = s3_client(seconds_to_outlast=0)
+        with clear_errors(store, bucket, "put"):
+            store.put_object(Bucket=bucket, Key=key, Body=key.encode())
+        with clear_errors(store, bucket, "get"):
+            content = store.get_object(Bucket=bucket, Key=key)["Body"].read()
+        with clear_errors(store, bucket, "delete"):
+            store.delete_object(Bucket=bucket, Key=key)
+    except ValueError as error:
+        return str(error)
+    return "" if content == key.encode() else f"get from bucket '{bucket}' gave back other bytes than put was given"
 
 
 def examine_images(locked_images: Callable[[], Mapping[str, str]]) -> Finding:

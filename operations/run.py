@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 FAILED, STOPPED = 1, 130
 PATHS = ("location", "weights", "further_datasets")  # parameters that may name files of this machine
+WORDS = ("", "none", "imagenet")  # values of theirs that name none
 
 
 class Runner(enum.StrEnum):
@@ -110,7 +111,12 @@ def with_source(values: Mapping[str, Any]) -> dict[str, Any]:
 def absolute(texts: str) -> str:
     """Paths, separated by commas, with those that exist made absolute: a container has another current folder."""
     parts = [part.strip() for part in texts.split(",")]
-    return ",".join(str(Path(part).resolve()) if part and Path(part).exists() else part for part in parts)
+    return ",".join(str(Path(part).expanduser().resolve()) if is_here(part) else part for part in parts)
+
+
+def is_here(text: str) -> bool:
+    """Whether a value names a file or folder of this machine."""
+    return text not in WORDS and Path(text).expanduser().exists()
 
 
 def refuse_what_images_lack(values: Mapping[str, Any]) -> None:

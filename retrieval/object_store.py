@@ -67,8 +67,12 @@ def is_address(location: str) -> bool:
     return location.startswith("s3://")
 
 
-def s3_client() -> Any:
-    """A client of the object store that the environment names; for this process and its threads."""
+def s3_client(seconds_to_outlast: float = SECONDS_TO_OUTLAST) -> Any:
+    """A client of the object store that the environment names; for this process and its threads.
+
+    Args:
+        seconds_to_outlast: for which a request is made again that fails by the store's fault; 0 asks once.
+    """
     import boto3
     from botocore.config import Config
 
@@ -83,7 +87,7 @@ def s3_client() -> Any:
         response_checksum_validation="when_supported",
     )
     client = session.client("s3", config=config, region_name=region or session.region_name or "us-east-1")
-    client.meta.events.register("needs-retry.s3", _Patience(_endpoint(client)))
+    client.meta.events.register("needs-retry.s3", _Patience(_endpoint(client), seconds_to_outlast))
     for action in ("PutObject", "UploadPart"):
         client.meta.events.register(f"before-call.s3.{action}", _add_md5)
     return client
@@ -266,14 +270,14 @@ ADVICE = {
 
 
 class _Patience:
-    """Makes a request again that failed by the store's fault or the network's, for SECONDS_TO_OUTLAST.
+    """Makes a request again that failed by the store's fault or the network's, for some seconds.
 
     botocore's own retries share a quota among the parts of a transfer, so that a few parallel ones use it up within
     seconds. AWS_MAX_ATTEMPTS, where set, bounds the attempts.
     """
 
-    def __init__(self, place: str) -> None:
-        self._place, self._said, self._lock = place, False, threading.Lock()
+    def __init__(self, place: str, seconds: float = SECONDS_TO_OUTLAST) -> None:
+        self._place, self._seconds, self._said, self._lock = place, seconds, False, threading.Lock()
         self._most = int(os.environ.get("AWS_MAX_ATTEMPTS") or 1_000)
 
     def __call__(
@@ -295,13 +299,13 @@ class _Patience:
     def pause(self, attempts: int, context: dict[str, Any], what: str) -> float | None:
         """Seconds to wait after so many attempts, the first of which failed at the time that the context keeps."""
         began = context.setdefault("rankone_failing_since", time.monotonic())
-        left = began + SECONDS_TO_OUTLAST - time.monotonic()
+        left = began + self._seconds - time.monotonic()
         if attempts >= self._most or left <= 0:
             return None
         with self._lock:
             said, self._said = self._said, True
         if not said:
-            print(f"{self._place} does not answer ({what}); trying again for {SECONDS_TO_OUTLAST:.0f} s.", flush=True)
+            print(f"{self._place} does not answer ({what}); trying again for {self._seconds:.0f} s.", flush=True)
         longest = min(FIRST_PAUSE * 2 ** min(attempts - 1, 10), LONGEST_PAUSE)
         return min(longest * random.uniform(0.5, 1.0), left)
 

@@ -162,10 +162,10 @@ def test_a_bucket_that_can_be_used_is_left_as_it_was(bucket: str) -> None:
 def test_a_bucket_that_is_missing_and_a_store_that_is(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANKONE_BUCKET", "s3://elsewhere")
     finding = doctor.examine_bucket()
-    assert (finding.state, "put was refused: NoSuchBucket" in finding.found) == (BAD, True)
+    assert (finding.state, "bucket 'elsewhere' answered NoSuchBucket" in finding.found) == (BAD, True)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     finding = doctor.examine_bucket()
-    assert "elsewhere at http://127.0.0.1:1: put failed: EndpointConnectionError" in finding.found
+    assert "put at http://127.0.0.1:1: no answer for bucket 'elsewhere' (EndpointConnectionError)" in finding.found
     monkeypatch.setenv("RANKONE_BUCKET", "elsewhere")
     assert "RANKONE_BUCKET is 'elsewhere'" in doctor.examine_bucket().found
 
@@ -179,7 +179,7 @@ def test_no_credentials_and_no_key_in_what_is_said(bucket: str, monkeypatch: pyt
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
-    assert "put failed: NoCredentialsError" in doctor.examine_bucket().found
+    assert "no credentials for bucket 'elsewhere'" in doctor.examine_bucket().found
 
 
 def test_images() -> None:
