@@ -24,7 +24,8 @@ TRANSLATION = 0.2  # of the side, either way, beyond the SHIFT of a crop
 BLEND = 0.9  # brightness, contrast, saturation and sharpness are 1 - BLEND to 1 + BLEND times what they were
 POSTERIZED_BITS = (4, 7)  # kept of each colour's 8
 GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL and torchvision weigh R, G and B
-HIDDEN_SHARE = 0.6  # most of an image that `hide_parts` takes away
+HIDDEN_SHARE = 0.6  # most of an image that `hide_parts` takes away,
+HIDDEN_CHANCE = 0.25  # and from how many of them
 MIRRORED_SHARE = 0.8  # of the correct answers that must survive mirroring
 IMAGES_TO_JUDGE = 10_000
 
@@ -184,7 +185,7 @@ def refilter(images: Tensor, choice: Tensor, strengths: Tensor) -> Tensor:
 
 
 def hide_parts(images: Tensor, generator: Generator) -> Tensor:
-    """Hide up to HIDDEN_SHARE of a random half of the images: what images with missing parts look like.
+    """Hide up to HIDDEN_SHARE of some images, HIDDEN_CHANCE of them: what images with missing parts look like.
 
     An image loses a block, one of its sides or scattered patches, each a third of the time: the shapes by which models
     are measured (retrieval/occlusion.py). In their place comes the mean colour of the batch, which tells nothing of the
@@ -196,7 +197,7 @@ def hide_parts(images: Tensor, generator: Generator) -> Tensor:
     """
     count, _, height, width = images.shape
     shares, chance = torch.rand((2, count), generator=generator, device=images.device)
-    shares = HIDDEN_SHARE * shares * (chance < 0.5)
+    shares = HIDDEN_SHARE * shares * (chance < HIDDEN_CHANCE)
     kinds = torch.randint(len(SHAPES), (count,), generator=generator, device=images.device)
     hidden = torch.zeros((count, height, width), dtype=torch.bool, device=images.device)
     for number, mask in enumerate(SHAPES.values()):

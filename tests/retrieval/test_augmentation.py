@@ -176,7 +176,7 @@ def test_hidden_parts_are_a_block_a_strip_or_cells_of_a_grid_in_half_of_the_imag
     result = hide_parts(batch, Generator().manual_seed(0))
     hidden = (result != batch).all(1)  # (b, h, w)
     touched = hidden.flatten(1).any(1)
-    assert 0.4 < touched.float().mean() < 0.55
+    assert 0.2 < touched.float().mean() < 0.28
     colour = batch.mean((0, 2, 3))
     torch.testing.assert_close(result.permute(0, 2, 3, 1)[hidden], colour.expand(int(hidden.sum()), 3))
     shares = hidden[touched].flatten(1).float().mean(1)
@@ -193,7 +193,7 @@ def test_hidden_parts_are_a_block_a_strip_or_cells_of_a_grid_in_half_of_the_imag
         else:
             assert int((cells.any(-1) & ~cells.all(-1)).sum()) <= 1  # the last one, cut to the share
             found["cells"] += 1
-    assert min(found.values()) > 90
+    assert min(found.values()) > 60
 
 
 def letters(mirrored_too: bool) -> tuple[Tensor, Tensor]:
