@@ -41,6 +41,7 @@ from retrieval.integration import learn_integration
 from retrieval.losses import LOSSES, MetricObjective
 from retrieval.models import ModelConfig, build_network
 from retrieval.quarantine import quarantine
+from retrieval.quarter_turns import QuarterTurns, turned_labels
 from retrieval.sampling import batch_shape
 from retrieval.sources import SourceOptions, limit_classes, open_source
 from retrieval.splits import Labelled, Shares, assign_splits
@@ -65,7 +66,8 @@ def prepare(arguments: argparse.Namespace, folder: Path) -> Dataset:
     rows = np.setdiff1d(np.arange(len(records)), [image.row for image in quarantine(records, seen)])
     kept = [records[row] for row in rows]
     labelled = Labelled([record.class_name for record in kept], [seen[row].sha256 for row in rows], [""] * len(rows))
-    shares = Shares(arguments.test_fraction, arguments.validation_fraction, seed=0)
+    held_out = {"class_order": arguments.class_order, "disjoint_by": arguments.disjoint_by}
+    shares = Shares(arguments.test_fraction, arguments.validation_fraction, seed=0, **held_out)
     index, names = index_of(records, seen, rows, assign_splits(arguments.split, labelled, shares))
     return save_dataset(folder / "dataset", staged_images(folder / "shards", rows), index, names, {})
 
@@ -78,9 +80,12 @@ class Trial:
         self.rows = data.rows("train")
         _, labels = np.unique(data.labels[self.rows], return_inverse=True)
         self.labels = torch.from_numpy(labels)
-        self.images = ImageBatches(data, self.rows, self.device)
+        self.images: ImageBatches | QuarterTurns = ImageBatches(data, self.rows, self.device)
         everything = self.images.get(torch.arange(len(self.rows)))
         self.augment = choose_augmentation(everything, self.labels.to(self.device))
+        self.upright = self.labels
+        if arguments.quarter_turns:
+            self.images, self.labels = QuarterTurns(self.images), turned_labels(self.labels)
         self.balanced = batch_shape(int(self.labels.max()) + 1, arguments.batch_size)
         self.colours = colour_statistics(data, self.rows)
 
@@ -204,6 +209,9 @@ def main() -> None:
     parser.add_argument("--location", default="")
     parser.add_argument("--labels", default="fine", help="of CIFAR-100: fine or coarse")
     parser.add_argument("--split", default="closed", choices=("closed", "disjoint"))
+    parser.add_argument("--disjoint-by", default="class", choices=("class", "group"))
+    parser.add_argument("--class-order", default="drawn", choices=("drawn", "listed"))
+    parser.add_argument("--quarter-turns", action="store_true", help="turned images are further classes")
     parser.add_argument("--test-fraction", type=float, default=0.2)
     parser.add_argument("--validation-fraction", type=float, default=0.25)
     parser.add_argument("--image-size", type=int, default=32)
@@ -229,7 +237,7 @@ def main() -> None:
             compare_rates(trial)
         else:
             features = teacher_features(data, trial.rows, arguments.weights, trial.device)
-            choice = choose_loss(measure_classes(features, trial.labels))
+            choice = choose_loss(measure_classes(features, trial.upright))
             print(f"{choice.facts}\n{choice.why}", flush=True)
             if arguments.what == "losses":
                 compare_losses(trial, choice.value)

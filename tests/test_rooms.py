@@ -20,7 +20,17 @@ ROOT = Path(__file__).parents[1]
 STEPS = step_names()
 MLFLOW_ROOMS = {"retrieval/tracking.py", "retrieval/registry.py", "retrieval/served_model.py"}
 # what operations may call
-TORCH_FREE = {"fingerprint", "home", "layer_shapes", "manifest", "progress", "tracking", "tracking_process", "registry"}
+TORCH_FREE = {
+    "fingerprint",
+    "home",
+    "layer_shapes",
+    "manifest",
+    "object_store",
+    "progress",
+    "tracking",
+    "tracking_process",
+    "registry",
+}
 
 
 def imports_of(path: Path) -> set[str]:

@@ -11,6 +11,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,11 +96,14 @@ class Deployment:
         own = {"RANKONE_HOME": str(self.home), "MLFLOW_TRACKING_URI": self.server, "COLUMNS": "200"}
         return os.environ | own
 
-    def run(self) -> subprocess.CompletedProcess[str]:
+    def command(self, **changed: str) -> list[str]:
         values = SMALL | {"source": "s3", "location": f"s3://{self.bucket}/pictures", "registered_model": MODEL}
         command = [sys.executable, "-m", "operations.command_line", "run", "--runner", "docker"]
-        command += [f"--param={name}={value}" for name, value in values.items()]
-        return subprocess.run(command, capture_output=True, text=True, env=self.environment(), cwd=ROOT, timeout=800)
+        return command + [f"--param={name}={value}" for name, value in (values | changed).items()]
+
+    def run(self, **changed: str) -> subprocess.CompletedProcess[str]:
+        command, environment = self.command(**changed), self.environment()
+        return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=800)
 
     def latest(self) -> dict[str, Any]:
         folder = max((self.home / "runs").iterdir(), key=lambda folder: folder.stat().st_mtime_ns)
@@ -224,6 +228,42 @@ def test_an_equal_run_takes_every_step_but_the_last_from_the_cache(deployed: Dep
     assert done.returncode == 0, done.stdout + done.stderr
     assert [step for step, entry in deployed.latest()["steps"].items() if not entry["cached"]] == ["promote"]
     assert mlflow_client(deployed).get_registered_model(MODEL).aliases == {"champion": "1"}
+
+
+def test_a_container_killed_amid_an_epoch_goes_on_from_the_bucket_to_the_same_weights(deployed: Deployment) -> None:
+    """The state lies in the object store, where the next container finds it."""
+    long = {"metric_epochs": "60"}  # so that there is time to kill it
+    done = deployed.run(**long, checkpoint_seconds="0")
+    assert done.returncode == 0, done.stdout + done.stderr
+    uninterrupted = trained_weights(deployed)
+    kept = long | {"checkpoints": f"s3://{deployed.bucket}/checkpoints", "checkpoint_seconds": "0.2"}
+    process = subprocess.Popen(
+        deployed.command(**kept), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=deployed.environment(), cwd=ROOT,
+    )  # fmt: skip
+    while not any("/metric 0." in key for key in keys(deployed.bucket)):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)  # leaves the processor to the step
+    run = max((deployed.home / "runs").iterdir(), key=lambda folder: folder.stat().st_ctime_ns).name
+    with engine() as client:
+        (container,) = client.containers.list(filters={"label": f"rankone.run={run}"})
+        container.kill("SIGKILL")
+    killed, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, killed
+    done = deployed.run(**kept)
+    assert done.returncode == 0, done.stdout + done.stderr
+    resumed = re.findall(r"metric: resumed from a checkpoint, after step ([\d,]+) of ([\d,]+)\.", done.stdout)
+    after, of = (int(number.replace(",", "")) for number in resumed[-1])
+    assert 0 < after < of
+    assert trained_weights(deployed) == uninterrupted
+    assert not any(key.startswith("checkpoints/") for key in keys(deployed.bucket)), (
+        "a step that ended well leaves none"
+    )
+
+
+def trained_weights(deployed: Deployment) -> bytes:
+    made = Path(deployed.latest()["steps"]["finetune_metric"]["artifacts"]["model"]["uri"])
+    return (made / "weights.safetensors").read_bytes()
 
 
 def test_ctrl_c_stops_the_container_of_the_running_step(
