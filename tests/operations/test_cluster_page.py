@@ -39,6 +39,7 @@ def place(tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "something")
     monkeypatch.setenv("AWS_REGION", "us-east-1")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("RANKONE_IMAGE_LOCK", str(tmp_path / "images.json"))  # none of those that were built here
     client = boto3.session.Session().client("s3")
     client.create_bucket(Bucket="images")
     client.put_object(Bucket="images", Key="photos/cat/1.png", Body=b"a picture")
