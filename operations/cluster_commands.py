@@ -55,7 +55,7 @@ def submit(
     settings, assignments = profiles.split_settings(hardware, param or [])
     values = parameters.resolve(recipes.load_recipe(recipe) if recipe else {}, assignments)
     values = with_readable_source(values)
-    images = locked_images()
+    images = pushed_images()
     client = cluster.connect()
     name = f"{Path(recipe).stem if recipe else 'rankone'} {datetime.datetime.now():%Y-%m-%d %H:%M:%S}"
     with tempfile.TemporaryDirectory() as folder:
@@ -166,6 +166,22 @@ def locked_images() -> dict[str, str]:
         ValueError: the lock lacks an image, or has one that was built from other code than lies here.
     """
     return image_lock.images_of(image_lock.read_lock(image_lock.lock_path()))
+
+
+def pushed_images() -> dict[str, str]:
+    """The locked images, all of which a registry holds.
+
+    Raises:
+        FileNotFoundError: as `locked_images`.
+        ValueError: as `locked_images`, or one was built and not pushed.
+    """
+    images = locked_images()
+    if here := image_lock.not_pushed(images):
+        raise ValueError(
+            f"No registry holds {', '.join(here)}, so no pod can run it; "
+            "`make images REGISTRY=registry.example/team PUSH=1` pushes and locks the digests."
+        )
+    return images
 
 
 def with_readable_source(values: Mapping[str, Any]) -> dict[str, Any]:

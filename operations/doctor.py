@@ -19,13 +19,13 @@ from rich.table import Table
 from rich.text import Text
 
 from operations.cluster import HOST, Client, ClusterError, address, connect
+from operations.image_lock import not_pushed
 from operations.profiles import Hardware, load_profile
 from retrieval.object_store import clear_errors, s3_client
 
 GOOD, BAD, UNKNOWN = "good", "bad", "unknown"
 BUCKET = "RANKONE_BUCKET"  # s3://bucket/prefix: where the probe is written
 SECONDS = 15.0
-IMAGE_BY_DIGEST = re.compile(r".+@sha256:[0-9a-f]{64}")
 COLOURS = {GOOD: "green", BAD: "bold red", UNKNOWN: "yellow"}
 
 
@@ -155,9 +155,9 @@ def examine_images(locked_images: Callable[[], Mapping[str, str]]) -> Finding:
     missing = sorted(needed_images() - set(images))
     if missing:
         return Finding(what, BAD, f"the image lock lacks {', '.join(missing)}", build)
-    movable = sorted(name for name, reference in images.items() if not IMAGE_BY_DIGEST.fullmatch(reference))
-    if movable:
-        return Finding(what, BAD, f"no registry holds {', '.join(movable)}: locked without a digest", build)
+    here = not_pushed(images)
+    if here:
+        return Finding(what, BAD, f"no registry holds {', '.join(here)}: locked without a digest", build)
     return Finding(what, GOOD, f"{len(images)} images, each by digest")
 
 

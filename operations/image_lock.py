@@ -18,6 +18,7 @@ from operations import code_version
 PLACE = "RANKONE_IMAGE_LOCK"  # variable that names another file, e.g. one a registry
 WHOLE_LIBRARY = "rankone-registry"  # promote copies all of retrieval/ into the model that it registers
 BUILD = "make images"
+BY_DIGEST = re.compile(r".+@sha256:[0-9a-f]{64}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +57,11 @@ def images_of(lock: Mapping[str, LockedImage], names: Collection[str] | None = N
                 f"the code, requirements and Dockerfile here are {content}. `{BUILD}` builds it anew."
             )
     return {name: lock[name].reference for name in wanted}
+
+
+def not_pushed(images: Mapping[str, str]) -> list[str]:
+    """Names of the images that no registry holds: their reference is no digest, so a cluster cannot run them."""
+    return sorted(name for name, reference in images.items() if not BY_DIGEST.fullmatch(reference))
 
 
 def lock_path() -> Path:

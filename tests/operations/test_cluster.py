@@ -288,3 +288,12 @@ def test_the_stub_refuses_a_field_that_the_models_do_not_have() -> None:
         through_model({"display_name": "a", "shoe_size": 3}, "V2beta1Run")
     with pytest.raises(AssertionError, match="is no V2beta1Predicate"):
         through_model({"key": "a", "operation": "SMELLS_LIKE"}, "V2beta1Predicate")
+
+
+def test_images_that_no_registry_holds_are_refused_before_anything_is_sent(stub: Stub, rankone, monkeypatch) -> None:
+    images = IMAGES | {"rankone-data": "rankone-data:0123456789ab"}
+    monkeypatch.setattr(cluster_commands, "locked_images", lambda: images)
+    done = rankone("submit", "--recipe", "digits")
+    assert done.status == 2
+    assert "No registry holds rankone-data, so no pod can run it" in done.err
+    assert not stub.runs
