@@ -4,6 +4,8 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # before torch loads: see benchmarks/spinning.py
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the other processors have tests of their own
 
 
 @pytest.fixture(scope="session")
