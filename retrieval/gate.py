@@ -2,12 +2,12 @@
 
 import enum
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from retrieval.comparison import Comparison, compare
+from retrieval.evidence import Evidence
 
 ROUNDING = 1e-12  # 0.92 - 0.91 is a little less than 0.01
 SAME_SHARE = 1e-6  # R@1 was averaged in another order than the answers are here
@@ -74,33 +74,6 @@ class Thresholds:
         for name in ("minimum_queries", "maximum_dimension", "minimum_images_per_second"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; give 0 or more.")
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What is known of one model.
-
-    Attributes:
-        recall_at_1: share of test queries whose nearest other image is of their class.
-        evaluation_digest: of the queries and gallery it was measured on.
-        queries: how many they were.
-        version: in the registry; empty when unknown.
-        model_digest: of its folder; empty when unknown.
-        dimension: length of its embeddings; 0 when unknown.
-        images_per_second: that it embeds; None when not measured.
-        correct: (q,) 1 or True where a query is answered rightly; None when only the share is known.
-        classes: (q,) the class of each query, in the same order for every model of one digest.
-    """
-
-    recall_at_1: float
-    evaluation_digest: str
-    queries: int
-    version: str = ""
-    model_digest: str = ""
-    dimension: int = 0
-    images_per_second: float | None = None
-    correct: np.ndarray | None = field(default=None, repr=False, compare=False)
-    classes: Sequence[str] | np.ndarray | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)

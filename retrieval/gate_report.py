@@ -6,7 +6,8 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from retrieval.comparison import ClassChange, Comparison
-from retrieval.gate import Check, Evidence, Verdict
+from retrieval.evidence import Evidence
+from retrieval.gate import Check, Verdict
 
 CLASSES_SHOWN = 5  # that fall, and that gain
 

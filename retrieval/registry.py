@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from retrieval.gate import Evidence
+from retrieval.evidence import Evidence
 from retrieval.manifest import digest_of
 from retrieval.model_folder import CONFIG, read_model_manifest
 from retrieval.tracking import TrackingError, client, loading, open_channel, tracking_uri

@@ -13,7 +13,8 @@ from retrieval.answers import Answers, load_answers, same_queries
 from retrieval.evaluation import ANSWERS, CHAMPION_ANSWERS, Evaluation, load_evaluation
 from retrieval.evaluation import FORMAT_VERSION as EVALUATION_FORMAT
 from retrieval.evaluation import KIND as EVALUATION_KIND
-from retrieval.gate import Evidence, Outcome, Thresholds, Verdict, conflict, decide
+from retrieval.evidence import Evidence
+from retrieval.gate import Outcome, Thresholds, Verdict, conflict, decide
 from retrieval.gate_report import facts_of, page_of
 from retrieval.manifest import FILE_NAME, file_digest, files_in, read_manifest, write_manifest
 from retrieval.model_folder import read_model_manifest

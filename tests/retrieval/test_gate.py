@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval.gate import Evidence, Outcome, Rule, Thresholds, conflict, decide
+from retrieval.evidence import Evidence
+from retrieval.gate import Outcome, Rule, Thresholds, conflict, decide
 
 SHARES = st.floats(0, 1)
 CLASSES = np.repeat([f"class {number:02d}" for number in range(50)], 20)

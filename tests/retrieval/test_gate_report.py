@@ -3,7 +3,8 @@ import math
 
 import numpy as np
 
-from retrieval.gate import Evidence, Thresholds, decide
+from retrieval.evidence import Evidence
+from retrieval.gate import Thresholds, decide
 from retrieval.gate_report import facts_of, page_of
 
 CLASSES = np.repeat(["a|b", "c", "d"], 40)
