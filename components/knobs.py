@@ -4,6 +4,7 @@ Standard library only: every image carries this file.
 """
 
 import math
+import re
 from typing import Any
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -53,6 +54,19 @@ def check_rates(params: Any, *names: str) -> None:
         value = getattr(params, name)
         if not 0 < value < math.inf:
             raise ValueError(f"{name} is {value}; it must be above 0.")
+
+
+def check_registered_model(params: Any) -> None:
+    """Refuse a name of a registered model that an address or an MLflow filter could not hold.
+
+    Raises:
+        ValueError: names it.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", params.registered_model):
+        raise ValueError(
+            f"registered_model is '{params.registered_model}'; use letters, digits, '_', '.' and '-', 100 at most, "
+            "beginning with a letter or digit."
+        )
 
 
 def is_auto_or_number(text: str, lowest: float, highest: float = math.inf) -> bool:

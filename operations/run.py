@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from operations.champion import keep_parameters, with_champion
 from operations.compile import compile_pipeline
 from operations.parameters import step_names
 from retrieval import tracking
@@ -61,6 +62,7 @@ def run_here(name: str, values: Mapping[str, Any], runner: Runner = Runner.PROCE
     folder.mkdir(parents=True)
     os.environ["RANKONE_PIPELINE_RUN"] = run
     os.environ["RANKONE_CHECKPOINTS"] = checkpoints_of(values)
+    first = not tracking.has_store()
     key = tracking.start_pipeline_run(f"{name} {run}", values)  # returns at once; kfp loads meanwhile
 
     from operations.display import Display, summary
@@ -70,6 +72,8 @@ def run_here(name: str, values: Mapping[str, Any], runner: Runner = Runner.PROCE
     display, status = Display(len(step_names()), folder), "FAILED"
     display.console.print(f"Run {run}: {len(step_names())} steps, everything kept in {home()}")
     try:
+        values = {**values, "champion_fingerprint": ""} if first else with_champion(values, folder.parent)
+        keep_parameters(folder, values)
         pipeline = compile_pipeline(folder / "pipeline.yaml", values, images=images)
         succeeded = run_compiled(pipeline, {}, home() / "artifacts", home() / "cache", display, containers)
         status = "FINISHED" if succeeded else "FAILED"

@@ -11,11 +11,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from retrieval.answers import Answers, save_answers
 from retrieval.manifest import Manifest, digest_of, read_manifest, write_manifest
 from retrieval.thresholds import Trials
 
 KIND, FORMAT_VERSION = "evaluation", 2
 EVALUATION, QUERIES = "evaluation.json", "queries.parquet"
+ANSWERS, CHAMPION_ANSWERS = "answers.parquet", "champion_answers.parquet"
 NEIGHBOURS = 8  # kept of each query
 NO_THRESHOLD = "no threshold"
 QUERY_SCHEMA = pa.schema(
@@ -319,7 +321,12 @@ def evaluation_digest(protocol: str, images: Iterable[tuple[str, str]]) -> str:
 
 
 def save_evaluation(
-    folder: Path, evaluation: Evaluation, queries: pa.Table, made_from: dict[str, str] | None = None
+    folder: Path,
+    evaluation: Evaluation,
+    queries: pa.Table,
+    made_from: dict[str, str] | None = None,
+    answers: Answers | None = None,
+    champion: Answers | None = None,
 ) -> Manifest:
     """Write an evaluation folder.
 
@@ -328,6 +335,8 @@ def save_evaluation(
         evaluation: the numbers.
         queries: table of QUERY_SCHEMA, one row a query.
         made_from: digest of each artifact it was measured on, by name.
+        answers: of the model, for the gate.
+        champion: answers of the champion to the same queries; None where there is none or it could not be scored.
 
     Raises:
         ValueError: the table does not have one row a query, or a number is not finite.
@@ -338,6 +347,9 @@ def save_evaluation(
     text = json.dumps(asdict(evaluation), indent=2, sort_keys=True, allow_nan=False)
     (folder / EVALUATION).write_text(text + "\n", encoding="utf-8")
     pq.write_table(queries.select(QUERY_SCHEMA.names).cast(QUERY_SCHEMA), folder / QUERIES)
+    for name, given in {ANSWERS: answers, CHAMPION_ANSWERS: champion}.items():
+        if given is not None:
+            save_answers(folder / name, given)
     return write_manifest(folder, KIND, FORMAT_VERSION, made_from)
 
 

@@ -12,9 +12,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from retrieval.gate import Evidence
+from retrieval.evidence import Evidence
 from retrieval.manifest import digest_of
-from retrieval.tracking import TrackingError, client, loading, open_channel
+from retrieval.model_folder import CONFIG, read_model_manifest
+from retrieval.tracking import TrackingError, client, loading, open_channel, tracking_uri
 
 CHAMPION = "champion"
 KEY = "rankone.key"  # tag that makes a second registration of the same model find the first
@@ -110,6 +111,51 @@ def tag_version(name: str, number: int, tags: Mapping[str, str]) -> None:
     _ask("tag_version", name=name, number=number, tags=dict(tags))
 
 
+def fetch_model(found: ModelVersion, folder: Path) -> Path:
+    """Download a version's model, and check it.
+
+    Args:
+        found: the version.
+        folder: where to; made when missing.
+
+    Returns:
+        The model folder, somewhere below `folder`: weights.safetensors, config.json and manifest.json.
+
+    Raises:
+        TrackingError: its files are gone or cannot be reached.
+        ValueError: it holds no model folder, or another model than the one that was registered.
+    """
+    _ask("fetch_model", name=found.name, number=found.version, folder=str(folder.resolve()))
+    holding = sorted(path.parent for path in folder.rglob(CONFIG))
+    if len(holding) != 1:
+        raise ValueError(
+            f"{found.name} version {found.version} holds {len(holding)} model folders and must hold one, as those that "
+            "promote registers do."
+        )
+    digest = read_model_manifest(holding[0]).digest
+    if found.model_digest not in ("", digest):
+        raise ValueError(
+            f"{found.name} version {found.version} was registered as model {found.model_digest[:12]} and its files are "
+            f"of model {digest[:12]}: they were replaced. Move the alias to a version that is whole."
+        )
+    return holding[0]
+
+
+def keep_file(found: ModelVersion, path: Path, name: str) -> None:
+    """Keep a file, as `name` ("folder/file"), with the run that registered a version; nothing where it has none."""
+    if found.run_id:
+        folder, _, name = name.rpartition("/")
+        _ask("keep_file", run_id=found.run_id, path=str(path.resolve()), folder=folder, name=name)
+
+
+def fetch_file(found: ModelVersion, name: str, folder: Path) -> Path | None:
+    """Download what `keep_file` kept into an existing folder; None where there is no such file."""
+    if not found.run_id:
+        return None
+    fetched = _ask("fetch_file", run_id=found.run_id, name=name, folder=str(folder.resolve()))
+    return Path(fetched) if fetched else None
+
+
 def _ask(action: str, **arguments: Any) -> Any:
     channel = open_channel()
     try:
@@ -167,11 +213,40 @@ def _tag_version(name: str, number: int, tags: dict[str, str]) -> None:
         client().set_model_version_tag(name, str(number), label, text)
 
 
+def _fetch_model(name: str, number: int, folder: str) -> None:
+    with loading():
+        from mlflow.artifacts import download_artifacts
+    source = client().get_model_version_download_uri(name, str(number))
+    download_artifacts(artifact_uri=source, dst_path=folder, tracking_uri=tracking_uri())
+
+
+def _keep_file(run_id: str, path: str, folder: str, name: str) -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        named = Path(temporary) / name
+        named.symlink_to(path)
+        client().log_artifact(run_id, str(named), folder or None)
+
+
+def _fetch_file(run_id: str, name: str, folder: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        kept = {file.path for file in client().list_artifacts(run_id, name.rpartition("/")[0] or None)}
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # the run was deleted for good
+            return ""
+        raise
+    return str(client().download_artifacts(run_id, name, folder)) if name in kept else ""
+
+
 ACTIONS: dict[str, Callable[..., Any]] = {
     "find_champion": _find_champion,
     "register": _register,
     "move_champion": _move_champion,
     "tag_version": _tag_version,
+    "fetch_model": _fetch_model,
+    "keep_file": _keep_file,
+    "fetch_file": _fetch_file,
 }
 
 

@@ -324,6 +324,11 @@ def embedded_store() -> str:
     return f"sqlite:///{database}"
 
 
+def has_store() -> bool:
+    """Whether there is a store already; without one there is nothing to find, and nothing to wait for."""
+    return bool(os.environ.get("MLFLOW_TRACKING_URI")) or (home() / "mlflow.db").exists()
+
+
 def tracking_uri() -> str:
     """MLFLOW_TRACKING_URI, or the embedded store."""
     return os.environ.get("MLFLOW_TRACKING_URI") or embedded_store()

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from components.knobs import DEVICES, check_choices, check_least
+from components.knobs import DEVICES, check_choices, check_least, check_registered_model
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,8 @@ class Params:
         bootstrap_resamples: how often the classes are drawn again for the interval of R@1.
         occlusion_queries: how many test images are searched with parts of them hidden; 0 for none.
         further_datasets: folders of other datasets to measure the model on, separated by commas, or empty.
+        registered_model: Name of the model in MLflow's registry; made when missing. Each name has its own champion.
+        champion_fingerprint: what the champion is, set by `rankone run` so that the step cache sees a new one.
         gallery_queries: how many queries the report shows with their nearest images.
         batch_size: images at once.
         seed: of every random choice.
@@ -26,6 +28,8 @@ class Params:
     bootstrap_resamples: int = 2000
     occlusion_queries: int = 1000
     further_datasets: str = ""
+    registered_model: str = "rankone"
+    champion_fingerprint: str = ""
     gallery_queries: int = 24
     batch_size: int = 128
     seed: int = 0
@@ -33,6 +37,7 @@ class Params:
 
     def __post_init__(self) -> None:
         check_choices(self, device=DEVICES)
+        check_registered_model(self)
         check_least(self, batch_size=1, threshold_trials=1, occlusion_queries=0)
         if not 0 < self.acceptance <= 1:
             raise ValueError(f"acceptance is {self.acceptance}; it is a share of answers, above 0 and at most 1.")

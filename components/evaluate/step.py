@@ -9,6 +9,8 @@ from torch import Tensor
 
 from components.evaluate.params import Params
 from components.launch import InputPath, OutputPath, Outputs, Scalar, launch
+from retrieval import registry
+from retrieval.answers import Answers
 from retrieval.clusters import load_clusters
 from retrieval.dataset import Dataset
 from retrieval.devices import pick_device
@@ -21,6 +23,7 @@ from retrieval.measurement import Embed, Options, judge
 from retrieval.model_folder import read_model_manifest
 from retrieval.report import render_report
 from retrieval.robustness import further_dataset, missing_parts, open_datasets
+from retrieval.scoring import answers_of, champion_answers
 from retrieval.similarity import feature_learning
 from retrieval.tracking import step_run
 
@@ -43,7 +46,11 @@ def evaluate(
     evaluation: OutputPath,
     report: OutputPath,
 ) -> Outputs:
-    """Measure every stage on the test images, and the last one in full; write the evaluation and its page."""
+    """Measure every stage on the test images, and the last one in full; write the evaluation and its page.
+
+    The champion is scored on the same test images where that was not done before, so that promote can compare the two
+    query by query.
+    """
     with step_run("evaluate", params) as run:
         images, device, others = Dataset(dataset), pick_device(params.device), open_datasets(params.further_datasets)
         print(
@@ -80,13 +87,20 @@ def evaluate(
         )
         digests = {name: manifest.digest for name, manifest in artifacts.items()}
         digests |= {f"further dataset {name}": other.digest for name, other in others.items()}
-        save_evaluation(evaluation, measured, judged.queries, digests)
+        correct = judged.queries["correct"].to_numpy()
+        answers = answers_of(images, judged.queries["query"].to_numpy(), correct, last, measured.model_digest)
+        champion = champion_answers(
+            registry.champion(params.registered_model), answers, images, device, params.batch_size
+        )
+        if champion is not None:
+            digests["champion"] = champion.model_digest
+        save_evaluation(evaluation, measured, judged.queries, digests, answers, champion)
         rows, embeddings = images.rows("test"), judged.embeddings.cpu().numpy()
         places = feature_map(vectors.values[rows], embeddings, images.labels[rows], seed=params.seed)
         page = render_report(measured, judged.queries, images, artifacts, params.gallery_queries, places)
         report.parent.mkdir(parents=True, exist_ok=True)
         report.write_text(page, encoding="utf-8")
-        metadata = summary(measured)
+        metadata = summary(measured, champion)
         run.log_metrics({name: value for name, value in metadata.items() if not isinstance(value, str)})
         run.set_tags({"rankone.evaluation_digest": measured.evaluation_digest})
         run.log_artifact(report, name="report.html")
@@ -142,8 +156,8 @@ def check_of_one_dataset(artifacts: Mapping[str, Manifest], images: int, vectors
             raise ValueError(f"{name} has {len(values):,} rows for {images:,} images. Give the artifacts of one run.")
 
 
-def summary(measured: Evaluation) -> dict[str, Scalar]:
-    """The numbers that the KFP page and the command line's closing table show; `threshold` only where one was found."""
+def summary(measured: Evaluation, champion: Answers | None) -> dict[str, Scalar]:
+    """The numbers that the KFP page and the command line's closing table show; what was not found is left out."""
     found: dict[str, Scalar] = {
         "recall_at_1": measured.recall_at_1,
         "recall_at_1_low": measured.recall_at_1_low,
@@ -154,6 +168,8 @@ def summary(measured: Evaluation) -> dict[str, Scalar]:
         "threshold_verdict": measured.threshold.verdict,
         "evaluation_digest": measured.evaluation_digest,
     }
+    if champion is not None:
+        found["champion_recall_at_1"] = champion.recall_at_1
     if measured.threshold.value is not None:
         found["threshold"] = measured.threshold.value
     if measured.threshold.precision_low is not None:

@@ -2,25 +2,30 @@
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
 from components.launch import InputPath, OutputPath, Outputs, Scalar, launch
 from components.promote.params import Params
 from retrieval import registry
+from retrieval.answer_records import find_answers, record_answers
+from retrieval.answers import Answers, load_answers, same_queries
+from retrieval.evaluation import ANSWERS, CHAMPION_ANSWERS, Evaluation, load_evaluation
 from retrieval.evaluation import FORMAT_VERSION as EVALUATION_FORMAT
 from retrieval.evaluation import KIND as EVALUATION_KIND
-from retrieval.evaluation import Evaluation, load_evaluation
-from retrieval.gate import Evidence, Verdict, decide
+from retrieval.evidence import Evidence
+from retrieval.gate import Outcome, Thresholds, Verdict, conflict, decide
+from retrieval.gate_report import facts_of, page_of
 from retrieval.manifest import FILE_NAME, file_digest, files_in, read_manifest, write_manifest
 from retrieval.model_folder import read_model_manifest
 from retrieval.object_store import Address
 from retrieval.publication import publish
 from retrieval.registry import ModelVersion
-from retrieval.tracking import PIPELINE_RUN, code_version, pipeline_run, step_run
+from retrieval.tracking import PIPELINE_RUN, StepRun, code_version, pipeline_run, step_run
 
-KIND, FORMAT_VERSION, DECISION = "decision", 1, "decision.json"
+KIND, FORMAT_VERSION, DECISION, PAGE = "decision", 2, "decision.json", "gate.md"
 PUBLICATION_FORMAT = 1
+NOTE = "mlflow.note.content"  # tag that MLflow shows as the run's description
 
 
 def promote(
@@ -28,8 +33,7 @@ def promote(
 ) -> Outputs:
     """Register the model, judge it against the champion, and move the alias if the verdict says so.
 
-    The same model again makes no second version. Where it is champion already, only what was measured is recorded anew,
-    so that a champion that was measured on new test images can be compared on them.
+    The same model again makes no second version. Where it is champion already, only what was measured is recorded anew.
     """
     name, model = params.registered_model, read_model_manifest(tuned_model)
     measured, numbers = load_evaluation(evaluation), read_manifest(evaluation, EVALUATION_KIND, EVALUATION_FORMAT)
@@ -39,26 +43,84 @@ def promote(
             f"{model.digest[:12]}; evaluate this model, or promote that one."
         )
     made_from = {"tuned_model": model.digest, "evaluation": numbers.digest, "report": file_digest(report)}
+    answers = load_answers(evaluation / ANSWERS)
     with step_run("promote", params) as run:
         champion = registry.champion(name)
-        verdict = judge(params, model.digest, measured, champion)
+        verdict = decide(
+            evidence_of(answers, measured), champion_evidence(champion, answers, evaluation), asked(params)
+        )
         tags = lineage(measured) | judgement(verdict)
         version = registry.register(tuned_model, name, model.digest, tags, run.run_id, measured.versions)
-        registry.tag_version(name, version.version, changed(judgement(verdict), version.tags))
+        record_answers(version, answers)
         published = publish_model(params, version.version, tuned_model, report, made_from)
-        if verdict.outcome == "promoted":
+        if verdict.outcome == Outcome.PROMOTED:
+            verdict = unless_overtaken(verdict, version, registry.champion(name))
+        registry.tag_version(name, version.version, changed(judgement(verdict), version.tags))
+        if verdict.outcome == Outcome.PROMOTED:
             registry.set_champion(name, version.version)
         metadata = described(name, verdict, version) | published
         print(f"{headline(metadata)}: {verdict.reason}", flush=True)
         print(
             f"Measured on {measured.queries:,} queries of {measured.classes:,} classes; {measured.protocol}", flush=True
         )
-        save_decision(decision, metadata, verdict, made_from)
-        run.log_metrics({key: value for key, value in metadata.items() if isinstance(value, float)})
-        run.set_tags({f"rankone.{key}": value for key, value in metadata.items()})
-        run.log_artifact(report, name="report.html")
-        run.log_artifact(decision / DECISION)
+        page = page_of(verdict, headline(metadata))
+        save_decision(decision, metadata, verdict, page, made_from)
+        log_decision(run, metadata, page, decision, report)
     return {"decision": metadata}
+
+
+def asked(params: Params) -> Thresholds:
+    """What the knobs ask of a champion."""
+    return Thresholds(
+        floor=params.minimum_recall_at_1,
+        minimum_gain=params.minimum_gain,
+        maximum_regression=params.maximum_regression,
+        minimum_queries=params.minimum_queries,
+        maximum_class_drop=params.maximum_class_drop,
+        fail_on_class_drop=params.fail_on_class_drop,
+        maximum_dimension=params.maximum_dimension,
+        minimum_images_per_second=params.minimum_images_per_second,
+    )
+
+
+def evidence_of(answers: Answers, measured: Evaluation) -> Evidence:
+    """What evaluate found of the candidate."""
+    return replace(_answered(answers), recall_at_1=measured.recall_at_1, queries=measured.queries)
+
+
+def champion_evidence(champion: ModelVersion | None, candidate: Answers, evaluation: Path) -> Evidence | None:
+    """What is known of the champion on the candidate's queries: as recorded in the registry, or as evaluate scored it.
+
+    Where neither is, what the registry says of other queries.
+    """
+    if champion is None:
+        return None
+    scored = evaluation / CHAMPION_ANSWERS
+    answers = find_answers(champion, candidate.evaluation_digest)
+    if answers is None and scored.is_file():
+        answers = load_answers(scored)
+    if answers is None or answers.model_digest != champion.model_digest or not same_queries(answers, candidate):
+        return replace(champion.evidence, model_digest=champion.model_digest)
+    return replace(_answered(answers), version=str(champion.version))
+
+
+def _answered(answers: Answers) -> Evidence:
+    return Evidence(
+        recall_at_1=answers.recall_at_1,
+        evaluation_digest=answers.evaluation_digest,
+        queries=len(answers.correct),
+        model_digest=answers.model_digest,
+        dimension=answers.dimension,
+        images_per_second=answers.images_per_second,
+        correct=answers.correct,
+        classes=answers.classes,
+    )
+
+
+def unless_overtaken(verdict: Verdict, candidate: ModelVersion, now: ModelVersion | None) -> Verdict:
+    """The verdict, or a conflict where another champion is there than the one that the model was judged against."""
+    judged_against, there = verdict.champion.version if verdict.champion else "", str(now.version) if now else ""
+    return verdict if there in (judged_against, str(candidate.version)) else conflict(verdict, there)
 
 
 def publish_model(
@@ -75,19 +137,6 @@ def publish_model(
     return {"published": str(address)}
 
 
-def judge(params: Params, model_digest: str, measured: Evaluation, champion: ModelVersion | None) -> Verdict:
-    """The gate's verdict; that nothing changes when the model is champion already."""
-    candidate = Evidence(measured.recall_at_1, measured.evaluation_digest, measured.queries)
-    if champion is None or champion.model_digest != model_digest:
-        old = champion.evidence if champion else None
-        return decide(candidate, old, params.minimum_recall_at_1, params.minimum_gain)
-    share = f"{measured.recall_at_1:.2%}"
-    reason = f"version {champion.version} holds this very model and is already champion, with R@1 {share}."
-    return Verdict(
-        "unchanged", "unchanged", reason, candidate, champion.evidence, params.minimum_recall_at_1, params.minimum_gain
-    )
-
-
 def lineage(measured: Evaluation) -> dict[str, str]:
     """Where a version comes from, as tags."""
     tags = {"rankone.dataset_digest": measured.dataset_digest, "rankone.code_version": code_version()}
@@ -96,14 +145,15 @@ def lineage(measured: Evaluation) -> dict[str, str]:
 
 def judgement(verdict: Verdict) -> dict[str, str]:
     """What was measured of a version and what the gate said, as tags."""
-    return {
+    against = verdict.champion.version if verdict.champion and verdict.outcome != Outcome.SKIPPED else ""
+    return ({"rankone.judged_against": against} if against else {}) | {
         "rankone.recall_at_1": repr(verdict.candidate.recall_at_1),
         "rankone.evaluation_digest": verdict.candidate.evaluation_digest,
         "rankone.queries": str(verdict.candidate.queries),
-        "rankone.floor": str(verdict.floor),
-        "rankone.minimum_gain": str(verdict.minimum_gain),
-        "rankone.outcome": verdict.outcome,
-        "rankone.rule": verdict.rule,
+        "rankone.floor": str(verdict.thresholds.floor),
+        "rankone.minimum_gain": str(verdict.thresholds.minimum_gain),
+        "rankone.outcome": str(verdict.outcome),
+        "rankone.rule": str(verdict.rule),
         "rankone.reason": verdict.reason,
     }
 
@@ -118,14 +168,19 @@ def described(name: str, verdict: Verdict, version: ModelVersion) -> dict[str, S
     champion = verdict.champion.recall_at_1 if verdict.champion else math.nan
     shares = {"recall_at_1": verdict.candidate.recall_at_1, "champion_recall_at_1": champion}
     metadata: dict[str, Scalar] = {
-        "outcome": verdict.outcome,
-        "rule": verdict.rule,
+        "outcome": str(verdict.outcome),
+        "rule": str(verdict.rule),
         "reason": verdict.reason,
         "registered_model": name,
         "version": version.version,
-        "alias": "" if verdict.outcome == "rejected" else registry.CHAMPION,
-        "minimum_recall_at_1": verdict.floor,
+        "alias": "" if verdict.outcome == Outcome.REJECTED else registry.CHAMPION,
+        "minimum_recall_at_1": verdict.thresholds.floor,
     }
+    if verdict.champion:
+        metadata["champion_version"] = verdict.champion.version
+    if found := verdict.comparison:
+        metadata |= {"fixed": found.fixed, "broken": found.broken}
+        shares |= {"gain": found.gain, "gain_low": found.low, "gain_high": found.high, "p_value": found.p_value}
     return metadata | {key: share for key, share in shares.items() if math.isfinite(share)}
 
 
@@ -133,18 +188,30 @@ def headline(metadata: dict[str, Scalar]) -> str:
     """The decision in a few words."""
     which = f"{metadata['registered_model']} version {metadata['version']}"
     return {
-        "promoted": f"Promoted: {which} is now {registry.CHAMPION}",
-        "rejected": f"Rejected: {which} is registered without the alias",
-        "unchanged": f"Unchanged: {which} stays {registry.CHAMPION}",
-    }[str(metadata["outcome"])]
+        Outcome.PROMOTED: f"Promoted: {which} is now {registry.CHAMPION}",
+        Outcome.REJECTED: f"Rejected ({metadata['rule']}): {which} is registered without the alias",
+        Outcome.SKIPPED: f"Skipped ({metadata['rule']}): {which} stays {registry.CHAMPION}",
+    }[Outcome(str(metadata["outcome"]))]
 
 
-def save_decision(folder: Path, metadata: dict[str, Scalar], verdict: Verdict, made_from: dict[str, str]) -> None:
-    """Write the decision folder: decision.json and manifest."""
+def save_decision(
+    folder: Path, metadata: dict[str, Scalar], verdict: Verdict, page: str, made_from: dict[str, str]
+) -> None:
+    """Write the decision folder: decision.json with every number, the page for people, and the manifest."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(asdict(verdict) | metadata, indent=2, sort_keys=True)
-    (folder / DECISION).write_text(text + "\n")
+    text = json.dumps(facts_of(verdict) | metadata, indent=2, sort_keys=True, allow_nan=False)
+    (folder / DECISION).write_text(text + "\n", encoding="utf-8")
+    (folder / PAGE).write_text(page, encoding="utf-8")
     write_manifest(folder, KIND, FORMAT_VERSION, made_from)
+
+
+def log_decision(run: StepRun, metadata: dict[str, Scalar], page: str, decision: Path, report: Path) -> None:
+    """Put the decision where a person looks for it in MLflow: the page is the run's description."""
+    run.log_metrics({key: value for key, value in metadata.items() if isinstance(value, float)})
+    run.set_tags({f"rankone.{key}": value for key, value in metadata.items()} | {NOTE: page})
+    run.log_artifact(report, name="report.html")
+    run.log_artifact(decision / DECISION)
+    run.log_artifact(decision / PAGE)
 
 
 if __name__ == "__main__":

@@ -12,15 +12,18 @@ import torch
 
 from components.evaluate.params import Params
 from components.evaluate.step import evaluate
+from retrieval import registry, scoring
+from retrieval.answer_records import find_answers
+from retrieval.answers import load_answers, same_queries
 from retrieval.clusters import save_clusters
 from retrieval.dataset import Dataset, save_dataset
-from retrieval.evaluation import load_evaluation, load_queries
+from retrieval.evaluation import ANSWERS, CHAMPION_ANSWERS, load_evaluation, load_queries
 from retrieval.features import embed, save_features
 from retrieval.manifest import file_digest
 from retrieval.model_folder import read_model_manifest
 from retrieval.models import ModelConfig, build_network, load_model, save_model
 from retrieval.robustness import HIDDEN
-from retrieval.tracking import client
+from retrieval.tracking import client, step_run
 
 pytestmark = pytest.mark.usefixtures("mlflow_home")
 
@@ -219,6 +222,83 @@ def test_the_page_is_one_file_with_the_reasons_of_the_steps(outputs: tuple[Path,
     assert page.partition('<section id="classes">')[0].count("data:image/png;base64,") == 6 * 6
 
 
+def test_the_answers_lie_beside_the_numbers(made: Made, outputs: tuple[Path, dict[str, Any]]) -> None:
+    folder, metadata = outputs
+    answers, measured = load_answers(folder / "evaluation" / ANSWERS), load_evaluation(folder / "evaluation")
+    assert (answers.evaluation_digest, answers.model_digest) == (measured.evaluation_digest, measured.model_digest)
+    assert answers.recall_at_1 == pytest.approx(measured.recall_at_1)
+    assert answers.dimension == 4
+    queries = load_queries(folder / "evaluation")
+    expected = {made.data.index["sha256"][row["query"]].as_py(): row["correct"] for row in queries.to_pylist()}
+    assert dict(zip(answers.images, answers.correct, strict=True)) == expected
+    assert not (folder / "evaluation" / CHAMPION_ANSWERS).exists(), "there is no champion yet"
+    assert "champion_recall_at_1" not in metadata
+
+
+def champion_of(name: str, model: Path) -> registry.ModelVersion:
+    with step_run("promote", {}) as run:
+        version = registry.register(model, name, read_model_manifest(model).digest, {}, run.run_id)
+    registry.set_champion(name, version.version)
+    return version
+
+
+FEW: dict[str, Any] = SMALL | {"gallery_queries": 0, "occlusion_queries": 0}
+
+
+def test_the_champion_is_scored_once_on_the_same_images(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = champion_of("scored", made.folder / "model")
+    params = Params(**FEW, registered_model="scored")
+    outputs = evaluate(params, **made.paths(evaluation=tmp_path / "evaluation", report=tmp_path / "report"))
+    assert "champion, scored version 1, is scored on these test images for the first time" in capsys.readouterr().out
+    own, champion = (load_answers(tmp_path / "evaluation" / name) for name in (ANSWERS, CHAMPION_ANSWERS))
+    measured = load_evaluation(tmp_path / "evaluation")
+    assert same_queries(own, champion)
+    stage = next(stage for stage in measured.stages if stage.name == "finetune_metric")
+    assert champion.recall_at_1 == outputs["evaluation"]["champion_recall_at_1"] == pytest.approx(stage.recall_at_1)
+    assert (champion.model_digest, champion.dimension) == (version.model_digest, 4)
+    assert (champion.images_per_second or 0) > 0
+    manifest = json.loads((tmp_path / "evaluation" / "manifest.json").read_text())
+    assert manifest["made_from"]["champion"] == version.model_digest
+    recorded = find_answers(version, measured.evaluation_digest)
+    assert recorded is not None
+    assert np.array_equal(recorded.correct, champion.correct)
+
+    monkeypatch.setattr(scoring, "fetch_model", lambda *_: pytest.fail("it was scored before"))
+    again = evaluate(params, **made.paths(evaluation=tmp_path / "second", report=tmp_path / "page"))
+    assert again["evaluation"]["champion_recall_at_1"] == champion.recall_at_1
+    assert "was scored on these test images before" in capsys.readouterr().out
+
+
+def test_a_champion_for_another_size_of_image_is_scored_on_them_resized(made: Made, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    network = build_network(ModelConfig(dimension=4, image_size=12, channels=(4, 4, 4)))
+    save_model(tmp_path / "larger", network, {}, {})
+    answers = scoring.score(tmp_path / "larger", made.data, torch.device("cpu"), 16)
+    assert len(answers.correct) == 30
+    assert answers.images_per_second is None
+
+
+def test_a_champion_that_is_the_model_itself_or_cannot_be_read_is_not_scored(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    champion_of("itself", made.folder / "tuned_model")
+    places = made.paths(evaluation=tmp_path / "first", report=tmp_path / "report")
+    evaluate(Params(**FEW, registered_model="itself"), **places)
+    assert not (tmp_path / "first" / CHAMPION_ANSWERS).exists()
+
+    (tmp_path / "strange").mkdir()
+    (tmp_path / "strange" / "weights.bin").write_bytes(b"")
+    with step_run("promote", {}) as run:
+        registry.register(tmp_path / "strange", "strange", "f" * 64, {}, run.run_id)
+    registry.set_champion("strange", 1)
+    places = made.paths(evaluation=tmp_path / "second", report=tmp_path / "report")
+    outputs = evaluate(Params(**FEW, registered_model="strange"), **places)
+    assert "strange version 1, cannot be scored on these test images" in capsys.readouterr().out
+    assert "champion_recall_at_1" not in outputs["evaluation"]
+
+
 def test_artifacts_of_another_dataset_are_refused(made: Made, tmp_path: Path) -> None:
     other = save_images(tmp_path / "dataset", seed=9)
     paths = made.paths(dataset=other.folder, evaluation=tmp_path / "evaluation", report=tmp_path / "report")
@@ -238,6 +318,7 @@ def test_artifacts_of_another_dataset_are_refused(made: Made, tmp_path: Path) ->
         ("threshold_trials", 0),
         ("occlusion_queries", -1),
         ("device", "gpu"),
+        ("registered_model", "a/b"),
     ],
 )
 def test_bad_knobs_are_refused(knob: str, value: Any) -> None:

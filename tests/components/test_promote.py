@@ -1,16 +1,19 @@
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import boto3
 import moto
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from components.promote.params import Params
 from components.promote.step import FORMAT_VERSION, KIND, PUBLICATION_FORMAT, promote
-from retrieval import model_folder
+from retrieval import model_folder, registry
+from retrieval.answers import Answers, in_order
 from retrieval.evaluation import QUERY_SCHEMA, Acceptance, Evaluation, save_evaluation
 from retrieval.manifest import read_manifest, write_manifest
 from retrieval.object_store import Address
@@ -19,6 +22,8 @@ from retrieval.registry import champion
 from retrieval.tracking import client
 
 pytestmark = pytest.mark.usefixtures("mlflow_home")
+
+QUERIES, CLASSES = 1_000, 100
 
 
 @dataclasses.dataclass
@@ -29,7 +34,14 @@ class Bench:
     name: str
     runs: int = 0
 
-    def promote(self, weights: str, recall: float, digest: str = "e" * 64, **params: Any) -> dict[str, Any]:
+    def promote(
+        self,
+        weights: str,
+        recall: float,
+        digest: str = "e" * 64,
+        champion_answers: Answers | None = None,
+        **params: Any,
+    ) -> dict[str, Any]:
         self.runs += 1
         folder = self.folder / str(self.runs)
         model = folder / "tuned_model"
@@ -37,7 +49,7 @@ class Bench:
         (model / "weights.safetensors").write_text(weights)
         (model / "config.json").write_text("{}")
         model_digest = write_manifest(model, model_folder.KIND, model_folder.FORMAT_VERSION).digest
-        save(folder / "evaluation", measured(recall, digest, model_digest))
+        save(folder / "evaluation", measured(recall, digest, model_digest), champion_answers)
         (folder / "report").write_text("<h1>Report</h1>")
         outputs = promote(
             Params(registered_model=self.name, **params),
@@ -63,7 +75,7 @@ class Bench:
 
 @pytest.fixture
 def bench(tmp_path: Path, request: pytest.FixtureRequest) -> Bench:
-    return Bench(tmp_path, request.node.name)
+    return Bench(tmp_path, re.sub(r"\W+", "-", request.node.name).strip("-"))
 
 
 def measured(recall: float, digest: str, model_digest: str) -> Evaluation:
@@ -75,9 +87,9 @@ def measured(recall: float, digest: str, model_digest: str) -> Evaluation:
     return Evaluation(
         evaluation_digest=digest,
         protocol="test images among test images",
-        queries=2,
+        queries=QUERIES,
         queries_without_positive=0,
-        classes=1,
+        classes=CLASSES,
         pessimistic_recall_at_1=recall,
         ties=0,
         threshold=Acceptance(0.9, False, None, 0, None, 0.0, None, 0.0),
@@ -90,10 +102,19 @@ def measured(recall: float, digest: str, model_digest: str) -> Evaluation:
     )
 
 
-def save(folder: Path, evaluation: Evaluation) -> None:
+def answered(recall: float, digest: str, model_digest: str) -> Answers:
+    """So many right answers; the wrong ones go round the classes, so that a better model breaks none."""
+    numbers, wrong = np.arange(QUERIES), round(QUERIES * (1 - recall))
+    images, classes = numbers.astype(str), np.char.add("class ", (numbers % CLASSES).astype(str))
+    return Answers(digest, model_digest, 128, 500.0, *in_order(images, classes, numbers >= wrong))
+
+
+def save(folder: Path, evaluation: Evaluation, champion_answers: Answers | None = None) -> None:
     row = {"query": 0, "label": 0, "class_name": "0", "nearest": 1, "nearest_label": 0, "similarity": 1.0}
     row |= {"correct": True, "neighbours": [1], "neighbour_similarities": [1.0]}
-    save_evaluation(folder, evaluation, pa.Table.from_pylist([row] * evaluation.queries, QUERY_SCHEMA))
+    table = pa.Table.from_pylist([row] * evaluation.queries, QUERY_SCHEMA)
+    answers = answered(evaluation.recall_at_1, evaluation.evaluation_digest, evaluation.model_digest)
+    save_evaluation(folder, evaluation, table, answers=answers, champion=champion_answers)
 
 
 def test_the_first_model_above_the_floor_becomes_champion(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,7 +125,7 @@ def test_the_first_model_above_the_floor_becomes_champion(bench: Bench, capsys: 
     assert bench.champion == 1
     first, second = capsys.readouterr().out.splitlines()[:2]
     assert first.startswith(f"Promoted: {bench.name} version 1 is now champion: R@1 95.00% reaches the floor")
-    assert "2 queries of 1 classes" in second
+    assert "1,000 queries of 100 classes" in second
 
 
 def test_a_model_below_the_floor_is_registered_without_the_alias(bench: Bench) -> None:
@@ -127,6 +148,8 @@ def test_only_a_better_model_on_the_same_images_takes_the_alias(bench: Bench) ->
     assert bench.champion == 1
     decision = bench.promote("five", 0.96)
     assert (decision["rule"], decision["champion_recall_at_1"]) == ("better", 0.95)
+    assert (decision["champion_version"], decision["fixed"], decision["broken"]) == ("1", 10, 0)
+    assert 0 < decision["gain_low"] < decision["gain"] == pytest.approx(0.01)
     assert bench.champion == 5
     assert bench.promote("one", 0.95)["rule"] == "not_better"
     assert (bench.champion, bench.versions) == (5, [1, 2, 3, 4, 5])
@@ -137,8 +160,9 @@ def test_promoting_the_champion_again_changes_nothing(bench: Bench, capsys: pyte
     before = bench.tags(1)
     capsys.readouterr()
     decision = bench.promote("one", 0.95)
-    assert (decision["outcome"], decision["rule"], decision["version"]) == ("unchanged", "unchanged", 1)
-    assert capsys.readouterr().out.startswith(f"Unchanged: {bench.name} version 1 stays champion: version 1 holds this")
+    assert (decision["outcome"], decision["rule"], decision["version"]) == ("skipped", "unchanged", 1)
+    said = capsys.readouterr().out
+    assert said.startswith(f"Skipped (unchanged): {bench.name} version 1 stays champion: version 1 holds this")
     assert (bench.champion, bench.versions) == (1, [1])
     assert {name: text for name, text in bench.tags(1).items() if before[name] != text}.keys() <= {
         "rankone.outcome",
@@ -150,9 +174,104 @@ def test_promoting_the_champion_again_changes_nothing(bench: Bench, capsys: pyte
 def test_a_champion_measured_on_new_images_can_be_compared_on_them(bench: Bench) -> None:
     bench.promote("one", 0.95)
     assert bench.promote("two", 0.97, digest="f" * 64)["rule"] == "other_evaluation"
-    assert bench.promote("one", 0.96, digest="f" * 64)["outcome"] == "unchanged"
+    assert bench.promote("one", 0.96, digest="f" * 64)["outcome"] == "skipped"
     assert bench.promote("two", 0.97, digest="f" * 64)["rule"] == "better"
     assert (bench.champion, bench.versions) == (2, [1, 2])
+
+
+def test_a_champion_is_judged_by_what_evaluate_scored_it_at(bench: Bench) -> None:
+    bench.promote("one", 0.95)
+    model = registry.champion(bench.name)
+    assert model is not None
+    scored = answered(0.94, "f" * 64, model.model_digest)
+    other_model = dataclasses.replace(scored, model_digest="0" * 64)
+    assert bench.promote("two", 0.97, "f" * 64, other_model)["rule"] == "other_evaluation", "of the champion before"
+    other_images = dataclasses.replace(scored, images=np.char.add(scored.images.astype(str), "b").astype(object))
+    assert bench.promote("three", 0.97, "f" * 64, other_images)["rule"] == "other_evaluation"
+    decision = bench.promote("four", 0.97, "f" * 64, scored)
+    assert (decision["rule"], decision["champion_recall_at_1"], bench.champion) == ("better", 0.94, 4)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "rule"),
+    [
+        ({"minimum_queries": 1_001}, "few_queries"),
+        ({"maximum_dimension": 127}, "dimension"),
+        ({"minimum_images_per_second": 501.0}, "speed"),
+        ({"maximum_dimension": 128, "minimum_images_per_second": 500.0}, "better"),
+    ],
+)
+def test_the_guards_hold_for_who_would_replace_a_champion(bench: Bench, knobs: dict[str, Any], rule: str) -> None:
+    assert bench.promote("one", 0.95, **knobs)["rule"] == "first_model", "the first model needs the floor only"
+    assert bench.promote("two", 0.97, **knobs)["rule"] == rule
+
+
+def test_a_gain_that_may_be_chance_is_let_through_only_if_allowed(bench: Bench) -> None:
+    bench.promote("one", 0.95)
+    assert bench.promote("two", 0.951)["rule"] == "regression"
+    assert bench.promote("two", 0.951, maximum_regression=0.001)["rule"] == "better"
+
+
+def test_a_champion_that_another_run_made_meanwhile_is_a_conflict(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench.promote("one", 0.95)
+    bench.promote("two", 0.96, minimum_gain=0.5)
+    publish = registry.register
+
+    def overtaken(*arguments: Any) -> registry.ModelVersion:
+        registry.set_champion(bench.name, 2)  # by the run that was quicker
+        return publish(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "register", overtaken)
+        capsys.readouterr()
+        decision = bench.promote("three", 0.97)
+    assert (decision["outcome"], decision["rule"], decision["alias"]) == ("rejected", "conflict", "")
+    assert "version 1 was champion when this model was judged, and now version 2 is" in capsys.readouterr().out
+    assert (bench.champion, bench.tags(3)["rankone.rule"]) == (2, "conflict")
+    again = bench.promote("three", 0.97)
+    assert (again["rule"], again["champion_version"], bench.champion) == ("better", "2", 3)
+
+
+def test_a_promotion_that_was_made_twice_at_once_is_none(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.promote("one", 0.95)
+    register = registry.register
+
+    def twin(*arguments: Any) -> registry.ModelVersion:
+        found = register(*arguments)
+        registry.set_champion(bench.name, found.version)
+        return found
+
+    monkeypatch.setattr(registry, "register", twin)
+    assert (bench.promote("two", 0.97)["outcome"], bench.champion) == ("promoted", 2)
+
+
+def test_the_page_says_first_what_was_decided_and_why(bench: Bench) -> None:
+    bench.promote("one", 0.95)
+    decision = bench.promote("two", 0.97, digest="e" * 64)
+    page = (bench.folder / "2" / "decision" / "gate.md").read_text()
+    first, *rest = page.splitlines()
+    assert first == f"**Promoted: {bench.name} version 2 is now champion**: {decision['reason']}"
+    text = "\n".join(rest)
+    assert "| R@1 | 97.00% | 95.00% |" in text
+    assert "| few_queries | 1,000 queries | 100 queries or more | passes |" in text
+    assert "20 are fixed and 0 broken (McNemar's exact p 1.9e-06)" in text
+    assert "0 of 100 classes fall" in text
+    run = client().get_run(client().get_model_version(bench.name, "2").run_id)
+    assert run.data.tags["mlflow.note.content"] == page
+    assert {file.path for file in client().list_artifacts(run.info.run_id)} >= {"gate.md", "answers"}
+    written = json.loads((bench.folder / "2" / "decision" / "decision.json").read_text())
+    assert written["comparison"]["fixed"] == 20
+    assert len(written["comparison"]["class_changes"]) == 100
+    assert [check["rule"] for check in written["checks"]] == [
+        "floor",
+        "few_queries",
+        "not_better",
+        "regression",
+        "class_drop",
+    ]
+    assert written["thresholds"]["maximum_regression"] == 0.0
 
 
 def test_the_decision_the_run_and_the_version_say_the_same(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,6 +317,11 @@ def test_an_evaluation_of_another_model_is_refused(bench: Bench) -> None:
         ({"registered_model": ""}, "registered_model is ''"),
         ({"minimum_recall_at_1": 90.0}, "minimum_recall_at_1 is 90.0"),
         ({"minimum_gain": float("nan")}, "minimum_gain is nan"),
+        ({"maximum_regression": -0.1}, "maximum_regression is -0.1"),
+        ({"maximum_class_drop": 20.0}, "maximum_class_drop is 20.0"),
+        ({"minimum_queries": -1}, "minimum_queries is -1"),
+        ({"maximum_dimension": -1}, "maximum_dimension is -1"),
+        ({"minimum_images_per_second": float("inf")}, "minimum_images_per_second is inf"),
     ],
 )
 def test_knobs_that_cannot_be_are_refused(knobs: dict[str, Any], message: str) -> None:

@@ -5,7 +5,17 @@ import pytest
 
 from retrieval import registry
 from retrieval.manifest import write_manifest
-from retrieval.registry import ModelVersion, champion, register, set_champion, tag_version
+from retrieval.model_folder import read_model_manifest
+from retrieval.registry import (
+    ModelVersion,
+    champion,
+    fetch_file,
+    fetch_model,
+    keep_file,
+    register,
+    set_champion,
+    tag_version,
+)
 from retrieval.tracking import TrackingError, client, step_run
 
 pytestmark = pytest.mark.usefixtures("mlflow_home")
@@ -120,3 +130,35 @@ def test_requirements_are_pinned_to_what_is_here_or_to_what_trained(
     lines = registry.requirements(trained_with)
     assert lines[0].startswith("mlflow==3.")
     assert line is None or lines[1] == line
+
+
+def test_the_model_of_a_version_comes_back_as_it_was_registered(model_folder: Path, tmp_path: Path) -> None:
+    digest = write_manifest(model_folder, "model", 2).digest
+    found = version_of(model_folder, "fetched", digest)
+    fetched = fetch_model(found, tmp_path / "here")
+    assert {path.name for path in fetched.iterdir()} == {"weights.safetensors", "config.json", "manifest.json"}
+    assert read_model_manifest(fetched).digest == digest
+    other = version_of(model_folder, "fetched", "b" * 64)
+    with pytest.raises(ValueError, match="was registered as model bbbbbbbbbbbb and its files are of model"):
+        fetch_model(other, tmp_path / "there")
+    with pytest.raises(TrackingError):
+        fetch_model(ModelVersion("nobody", 1), tmp_path / "nowhere")
+
+
+def test_a_version_without_a_model_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights.bin").write_bytes(b"")
+    found = version_of(tmp_path / "model", "strange")
+    with pytest.raises(ValueError, match="holds 0 model folders and must hold one"):
+        fetch_model(found, tmp_path / "here")
+
+
+def test_a_file_is_kept_with_a_version_and_found_again(model_folder: Path, tmp_path: Path) -> None:
+    found = version_of(model_folder, "files")
+    (tmp_path / "note").write_text("one")
+    keep_file(found, tmp_path / "note", "notes/first.txt")
+    fetched = fetch_file(found, "notes/first.txt", tmp_path)
+    assert fetched is not None
+    assert fetched.read_text() == "one"
+    assert fetch_file(found, "notes/second.txt", tmp_path) is None
+    assert fetch_file(found, "nothing/first.txt", tmp_path) is None

@@ -216,6 +216,16 @@ def test_four_processes_at_once_make_one_sound_store(
     assert not (tmp_path / "mlflow.making").exists()
 
 
+def test_a_store_is_there_once_it_was_made_or_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANKONE_HOME", str(tmp_path))
+    assert not tracking.has_store()
+    (tmp_path / "mlflow.db").touch()
+    assert tracking.has_store()
+    (tmp_path / "mlflow.db").unlink()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    assert tracking.has_store()
+
+
 def test_another_server_is_used_when_named(mlflow_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     assert tracking.tracking_uri() == "http://127.0.0.1:1"
