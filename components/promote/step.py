@@ -2,17 +2,19 @@
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from components.launch import InputPath, OutputPath, Outputs, Scalar, launch
 from components.promote.params import Params
-from retrieval import registry
+from retrieval import promotion, registry
 from retrieval.evaluation import FORMAT_VERSION as EVALUATION_FORMAT
 from retrieval.evaluation import KIND as EVALUATION_KIND
 from retrieval.evaluation import Evaluation, load_evaluation
 from retrieval.gate import Evidence, Verdict, decide
+from retrieval.ledger import CHALLENGER, CHAMPION
 from retrieval.manifest import FILE_NAME, file_digest, files_in, read_manifest, write_manifest
+from retrieval.model_card import model_card
 from retrieval.model_folder import read_model_manifest
 from retrieval.object_store import Address
 from retrieval.publication import publish
@@ -41,13 +43,14 @@ def promote(
     made_from = {"tuned_model": model.digest, "evaluation": numbers.digest, "report": file_digest(report)}
     with step_run("promote", params) as run:
         champion = registry.champion(name)
-        verdict = judge(params, model.digest, measured, champion)
-        tags = lineage(measured) | judgement(verdict)
-        version = registry.register(tuned_model, name, model.digest, tags, run.run_id, measured.versions)
-        registry.tag_version(name, version.version, changed(judgement(verdict), version.tags))
+        verdict = held_back(params, judge(params, model.digest, measured, champion))
+        judged = interval(measured) | judgement(verdict)
+        tags = lineage(measured) | registry.lineage(pipeline_run(), run.run_id) | judged
+        card = model_card(name, tuned_model, model, measured, tags)
+        version = registry.register(tuned_model, name, model.digest, tags, run.run_id, measured.versions, card)
+        registry.tag_version(name, version.version, changed(judged, version.tags))
         published = publish_model(params, version.version, tuned_model, report, made_from)
-        if verdict.outcome == "promoted":
-            registry.set_champion(name, version.version)
+        move_alias(name, version.version, verdict, champion, f"runs:/{run.run_id}/{DECISION}")
         metadata = described(name, verdict, version) | published
         print(f"{headline(metadata)}: {verdict.reason}", flush=True)
         print(
@@ -88,10 +91,38 @@ def judge(params: Params, model_digest: str, measured: Evaluation, champion: Mod
     )
 
 
+def held_back(params: Params, verdict: Verdict) -> Verdict:
+    """The verdict; where a person decides, a model that won waits."""
+    waits = params.promote_mode == "manual" and verdict.outcome == "promoted"
+    return replace(verdict, outcome="waiting") if waits else verdict
+
+
+def move_alias(name: str, version: int, verdict: Verdict, champion: ModelVersion | None, report: str) -> None:
+    """Make the model champion, or challenger where it waits, through the ledger.
+
+    Raises:
+        ConflictError: another model has become champion since this one was judged.
+        AliasMovedError: somebody moved the alias by hand.
+    """
+    against = champion.version if champion else None
+    if verdict.outcome == "promoted":
+        promotion.promote(name, version, verdict.reason, against, report)
+    elif verdict.outcome == "waiting":
+        promotion.propose(name, version, verdict.reason, against, report)
+    for notice in promotion.history(name).notices:
+        print(f"Mind: {notice}", flush=True)
+
+
 def lineage(measured: Evaluation) -> dict[str, str]:
     """Where a version comes from, as tags."""
     tags = {"rankone.dataset_digest": measured.dataset_digest, "rankone.code_version": code_version()}
     return tags | ({PIPELINE_RUN: pipeline_run()} if pipeline_run() else {})
+
+
+def interval(measured: Evaluation) -> dict[str, str]:
+    """Where R@1 lies, as tags."""
+    ends = {"low": measured.recall_at_1_low, "high": measured.recall_at_1_high}
+    return {f"rankone.recall_at_1_{end}": repr(share) for end, share in ends.items()}
 
 
 def judgement(verdict: Verdict) -> dict[str, str]:
@@ -123,7 +154,7 @@ def described(name: str, verdict: Verdict, version: ModelVersion) -> dict[str, S
         "reason": verdict.reason,
         "registered_model": name,
         "version": version.version,
-        "alias": "" if verdict.outcome == "rejected" else registry.CHAMPION,
+        "alias": {"rejected": "", "waiting": CHALLENGER}.get(verdict.outcome, CHAMPION),
         "minimum_recall_at_1": verdict.floor,
     }
     return metadata | {key: share for key, share in shares.items() if math.isfinite(share)}
@@ -133,9 +164,10 @@ def headline(metadata: dict[str, Scalar]) -> str:
     """The decision in a few words."""
     which = f"{metadata['registered_model']} version {metadata['version']}"
     return {
-        "promoted": f"Promoted: {which} is now {registry.CHAMPION}",
+        "promoted": f"Promoted: {which} is now {CHAMPION}",
+        "waiting": f"Waiting: {which} is now {CHALLENGER}; `rankone approve --reason ...` makes it {CHAMPION}",
         "rejected": f"Rejected: {which} is registered without the alias",
-        "unchanged": f"Unchanged: {which} stays {registry.CHAMPION}",
+        "unchanged": f"Unchanged: {which} stays {CHAMPION}",
     }[str(metadata["outcome"])]
 
 
