@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from components.launch import text_of
-from operations import image_lock, network, parameters, recipes
+from operations import image_lock, models, network, parameters, recipes
 from operations.run import Runner, run_here
 
 BAD_INPUT = 2
@@ -155,6 +155,9 @@ def recipes_command() -> None:
     for name in recipes.recipe_names():
         table.add_row(name, recipes.describe_recipe(name))
     Console(highlight=False, markup=False).print(table)
+
+
+models.add_commands(app)
 
 
 def main() -> None:

@@ -27,7 +27,6 @@ from retrieval.ledger import (
     MissingVersionError,
     Move,
     State,
-    champions_of,
     look,
     move,
     settle,
@@ -253,8 +252,9 @@ def _rollback(name: str, to: int | None, by: str, why: str, at: str, key: str) -
         raise LedgerError(
             f"{name} has had no champion before this one; `rankone promote VERSION --reason ...` makes one."
         )
-    if to and to not in {entry.to for entry in state.history}:
-        been = ", ".join(str(version) for version in dict.fromkeys(champions_of(state.history))) or "none"
+    champions = {entry.to for entry in state.history if entry.to is not None}
+    if to and to not in champions:
+        been = ", ".join(map(str, sorted(champions))) or "none"
         raise LedgerError(
             f"Version {to} of {name} was never champion (these were: {been}), so this is no rollback; "
             f"`rankone promote {to} --reason ...` makes it champion."

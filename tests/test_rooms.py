@@ -21,6 +21,7 @@ STEPS = step_names()
 MLFLOW_ROOMS = {"retrieval/tracking.py", "retrieval/registry.py", "retrieval/served_model.py"}
 # what operations may call
 TORCH_FREE = {"fingerprint", "home", "layer_shapes", "manifest", "progress", "tracking", "tracking_process", "registry"}
+TORCH_FREE |= {"ledger", "promotion"}
 
 
 def imports_of(path: Path) -> set[str]:

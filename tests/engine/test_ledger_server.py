@@ -45,6 +45,6 @@ def test_promoters_that_are_killed_and_paused_lose_no_update(
     print(counts)  # for who looks with -s
     assert counts["killed"] >= 5
     assert counts["conflicts"] >= 5
-    assert counts["entries"] >= 20
+    assert counts["entries"] >= 10
     names = [found.name for found in tracking.client().search_experiments()]
     assert names.count("rankone-ledger.stress") == 1
