@@ -23,7 +23,7 @@ from retrieval.tracking import client, loading
 VERSIONS = 12
 KILLED, BROKEN = 17, 18
 ATTEMPTS_OF_A_PROCESS = 6
-SHARE_KILLED, SHARE_PAUSED, LONGEST_PAUSE = 0.02, 0.3, 0.05  # of the calls; seconds
+SHARE_KILLED, SHARE_PAUSED, LONGEST_PAUSE = 0.01, 0.3, 0.05  # of the calls; seconds
 
 
 class Unreliable:
