@@ -338,7 +338,6 @@ def finish(book: Book, alias: str) -> State:
         if state.head.number not in opened:
             book.mark(_mark(alias, state.head.number, token), str(int(time.time())))
             opened.append(state.head.number)
-            continue  # the head may have moved meanwhile
         for name, to in wrong.items():
             try:
                 book.delete_alias(name) if to is None else book.set_alias(name, to)

@@ -159,7 +159,7 @@ def test_whatever_the_schedule_no_update_is_lost(stops: float, again: float) -> 
 
 def check_schedule(schedule: Schedule, stops: float) -> None:
     book = Memory()
-    made: list[Move] = []
+    made: list[tuple[int | None, Move]] = []
     outcomes = Counter[str]()
 
     def promoter(who: int) -> None:
@@ -167,7 +167,7 @@ def check_schedule(schedule: Schedule, stops: float) -> None:
         for attempt in range(2):
             champion = look(mine, CHAMPION).version
             try:
-                made.append(promoted(mine, 10 * who + attempt + 1, f"{who}/{attempt}", against=champion))
+                made.append((champion, promoted(mine, 10 * who + attempt + 1, f"{who}/{attempt}", against=champion)))
                 outcomes["made"] += 1
             except ConflictError:
                 outcomes["conflict"] += 1
@@ -175,7 +175,9 @@ def check_schedule(schedule: Schedule, stops: float) -> None:
     schedule.run([promoter] * 4)
     settle(book, CHAMPION)
     history = check_line(book)
-    assert all(move.entry in history for move in made), "what a promoter was told holds"
+    for against, told in made:
+        assert told.entry in history
+        assert told.entry.before == against
     assert len({entry.key for entry in history}) == len(history)
     if not stops:
         assert len(history) == outcomes["made"] >= 1
@@ -291,6 +293,8 @@ def test_an_alias_that_was_moved_by_hand_is_reported_and_left() -> None:
     assert "is at version 7" in moved.notice
     assert (moved.entry.before, moved.entry.found) == (2, 7)
     check_line(book)
+    book.now[CHAMPION] = 2
+    assert settle(book, CHAMPION).moved_by_hand, "to the champion before, as a process that stopped would leave it"
     book.delete_alias(CHAMPION)
     assert "was removed" in settle(book, CHAMPION).notice()
     assert promoted(book, 3, overrule=True).made, "the same version again, with the alias"
