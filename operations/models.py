@@ -39,7 +39,7 @@ def add_commands(app: typer.Typer) -> None:
 
 def models(model: Model = None, as_json: AsJson = False) -> None:
     """List the versions of every registered model: aliases, R@1 with its interval, data, age."""
-    names = [model] if model else registry.registered_models()
+    names = [the_model(model)] if model else registry.registered_models()
     listed = {name: promotion.history(name) for name in names}
     rows = [describe(version, listed[name].aliases) for name in names for version in registry.versions_of(name)]
     notices = [f"{name}: {notice}" for name in names for notice in listed[name].notices]
