@@ -82,9 +82,19 @@ class Entry:
 
 
 def entry_of(number: int, text: str) -> Entry:
-    """An entry as it was written."""
-    values = json.loads(text)
-    return Entry(number=number, before=values.pop("from"), **values)
+    """An entry as it was written.
+
+    Raises:
+        LedgerError: it is none, or of a later version.
+    """
+    try:
+        values = json.loads(text)
+        return Entry(number=number, before=values.pop("from"), **values)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise LedgerError(
+            f"Entry {number} of the ledger cannot be read ({error}): it was written by hand, or by a later version of "
+            "Rankone. Use that version, or restore the database from a backup."
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -242,6 +242,7 @@ def _approve(name: str, by: str, why: str, at: str) -> dict[str, Any]:
         report=entry.report,
         against=entry.against,
     )
+    client().set_model_version_tag(name, str(entry.to), "rankone.outcome", "approved")
     return asdict(_follow(name, moved))
 
 
@@ -285,6 +286,8 @@ def _repaired(name: str, alias: str, adopt: bool, by: str, why: str, at: str, ke
     if adopt and alias == CHAMPION and found.found is None:
         raise LedgerError(f"The alias {alias} was removed by hand; leave --adopt out to put it back.")
     action, to = (ADOPT, found.found) if adopt else (RESTORE, found.version)
+    if to is not None:
+        _check_version(name, to)
     why = why if why or adopt else "Somebody had moved the alias by hand."
     move(book, alias, to, action, f"{key}/{alias}", by, why, at, against=found.version, overrule=True)
     did = "the ledger has an entry for what was moved by hand" if adopt else "put back: it had been moved by hand"
@@ -316,7 +319,10 @@ def _check_version(name: str, number: int) -> None:
     except Exception as error:
         if error_code(error) != "RESOURCE_DOES_NOT_EXIST":
             raise
-        raise MissingVersionError(f"{name} has no version {number}; `rankone models` lists those it has.") from error
+        raise MissingVersionError(
+            f"{name} has no version {number}, or no more; `rankone models` lists those it has, and "
+            "`rankone rollback` or `rankone promote` makes one champion."
+        ) from error
 
 
 ACTIONS: dict[str, Callable[..., Any]] = {

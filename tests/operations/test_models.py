@@ -124,6 +124,7 @@ def test_a_challenger_waits_for_approval(model: str, make: Register) -> None:
     assert (entry["to"], entry["report"], entry["why"]) == (2, "runs:/1/decision.json", "Looked at it.")
     assert history(model).aliases == {"champion": 2, "previous": 1}
     assert [row["action"] for row in asked("history")["challenger"]] == ["propose", "withdraw"]
+    assert asked("models")["versions"][0]["outcome"] == "approved"
 
 
 def test_what_was_moved_by_hand_is_put_back_or_adopted(model: str, make: Register) -> None:
@@ -199,6 +200,8 @@ def test_the_only_model_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:
         models.the_model(None)
     with pytest.raises(ValueError, match="There is no registered model 'boots'; there is: digits, shoes"):
         models.the_model("boots")
+    with pytest.raises(ValueError, match="There is no registered model 'boots'"):
+        said("models", "--model", "boots")
 
 
 @pytest.mark.parametrize(

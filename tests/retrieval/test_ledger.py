@@ -383,6 +383,14 @@ def test_a_reason_is_given(why: str, message: str) -> None:
     assert not book.claims
 
 
+@pytest.mark.parametrize("text", ["", "moved", "3", "{}", '{"from": 1}', '{"from": 1, "sort": 2}'])
+def test_an_entry_that_is_none_is_refused(text: str) -> None:
+    book = Memory()
+    book.claim(ledger.place(CHAMPION, 1), text)
+    with pytest.raises(LedgerError, match="Entry 1 of the ledger cannot be read"):
+        look(book, CHAMPION)
+
+
 def test_a_ledger_with_a_gap_is_refused() -> None:
     book = Memory()
     book.claim(ledger.place(CHAMPION, 2), Entry(2, PROMOTE, 1, 2, "k", "b", "w", "a").text())

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from retrieval import ledger_store, promotion, tracking, tracking_process
-from retrieval.ledger import ConflictError, LedgerError, MissingVersionError
+from retrieval.ledger import AliasMovedError, ConflictError, LedgerError, MissingVersionError
 from retrieval.ledger_store import Ledger, ledger_run, make_ledger
 from retrieval.registry import champion
 from retrieval.tracking import client
@@ -97,6 +97,30 @@ def test_a_champion_whose_alias_was_not_set_any_more_is_known_from_the_ledger(mo
     assert found.version == 2
     assert promotion.reconcile("stopped")[0].did == "finished what a process that stopped had left"
     assert Ledger("stopped").aliases() == {"champion": 2, "previous": 1}
+
+
+def test_a_champion_that_was_deleted_is_rolled_back_from() -> None:
+    make_model("gone")
+    for version in (1, 2, 3):
+        promotion.promote("gone", version, "Better.")
+    client().delete_model_version("gone", "3")
+    assert champion("gone") is None
+    assert "the alias champion was removed" in promotion.history("gone").notices[0]
+    with pytest.raises(AliasMovedError, match="was removed"):
+        promotion.promote("gone", 4, "Better.", against=3)
+    with pytest.raises(MissingVersionError, match="gone has no version 3, or no more"):
+        promotion.reconcile("gone")
+    assert promotion.rollback("gone", "Somebody deleted it.").made
+    assert promotion.history("gone").aliases == {"champion": 2, "previous": 1}
+    assert [entry.to for entry in promotion.history("gone").champion] == [1, 2, 3, 2]
+
+
+def test_an_alias_from_before_the_ledger_begins_it() -> None:
+    make_model("older")
+    client().set_registered_model_alias("older", "champion", "4")
+    assert promotion.history("older").notices == ()
+    assert promotion.promote("older", 5, "Better.", against=4).made
+    assert [(entry.action, entry.to) for entry in promotion.history("older").champion] == [("adopt", 4), ("promote", 5)]
 
 
 def stop(*_: object) -> None:
