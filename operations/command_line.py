@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from components.launch import text_of
-from operations import cluster_commands, image_lock, network, parameters, profiles, recipes
+from operations import cluster_commands, image_lock, models, network, parameters, profiles, recipes
 from operations.run import Runner, run_here
 
 BAD_INPUT = 2
@@ -184,6 +184,7 @@ def profiles_command() -> None:
 
 for command in cluster_commands.COMMANDS:
     app.command()(command)
+models.add_commands(app)
 
 
 def main() -> None:

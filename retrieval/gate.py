@@ -2,7 +2,7 @@
 
 import enum
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,6 +17,7 @@ class Outcome(enum.StrEnum):
     """What became of a candidate."""
 
     PROMOTED = "promoted"
+    WAITING = "waiting"  # it won, and a person decides
     REJECTED = "rejected"
     SKIPPED = "skipped"
 
@@ -37,7 +38,6 @@ class Rule(enum.StrEnum):
     DIMENSION = "dimension"
     SPEED = "speed"
     BETTER = "better"
-    CONFLICT = "conflict"
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Verdict:
     """What the gate says.
 
     Attributes:
-        outcome: promoted, rejected or skipped.
+        outcome: promoted, rejected or skipped; waiting, where a model won and a person decides.
         rule: what decided.
         reason: one sentence for a person, with the numbers and what to do.
         candidate: the model that was judged.
@@ -163,21 +163,6 @@ def decide(candidate: Evidence, champion: Evidence | None, thresholds: Threshold
         return verdict(Outcome.REJECTED, failed[0].rule, f"{failed[0].failure}{others}.", *checks, by=found)
     reason = f"R@1 {new} is above {_champions_share(champion, found)} ({_gain(found)})."
     return verdict(Outcome.PROMOTED, Rule.BETTER, reason, *checks, by=found)
-
-
-def conflict(verdict: Verdict, now: str) -> Verdict:
-    """The verdict when somebody else moved the champion meanwhile: what was found says nothing of the new one.
-
-    Args:
-        verdict: to promote.
-        now: version that is champion now; empty for none.
-    """
-    before = f"version {verdict.champion.version} was champion" if verdict.champion else "there was no champion"
-    reason = (
-        f"{before} when this model was judged, and now {f'version {now}' if now else 'no version'} is: another "
-        "promotion was quicker. Run again, and this model is judged against that one."
-    )
-    return replace(verdict, outcome=Outcome.REJECTED, rule=Rule.CONFLICT, reason=reason)
 
 
 def _flaw(evidence: Evidence) -> str:

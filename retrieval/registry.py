@@ -1,10 +1,12 @@
-"""The model registry in MLflow: versions with their lineage, and the alias that says which one is champion.
+"""The model registry in MLflow: versions with their lineage, one for each model; retrieval/promotion.py says who leads.
 
 Aliases only; MLflow's stages are deprecated, and its `latest` is the highest version, judged or not. Every call goes
 through `retrieval.tracking`, which knows where MLflow is.
 """
 
 import contextlib
+import json
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -13,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from retrieval.evidence import Evidence
+from retrieval.ledger import CHAMPION, look
+from retrieval.ledger_store import Ledger, experiment_of
 from retrieval.manifest import digest_of
 from retrieval.model_folder import CONFIG, read_model_manifest
-from retrieval.tracking import TrackingError, client, loading, open_channel, tracking_uri
+from retrieval.tracking import PIPELINE_RUN, client, error_code, loading, open_channel, tracking_uri
 
-CHAMPION = "champion"
 KEY = "rankone.key"  # tag that makes a second registration of the same model find the first
+CARD = "model_card.md"
+JUDGED = ("rankone.outcome", "rankone.rule", "rankone.reason")  # tags of a version that hold in its own registry only
 SERVED_MODEL = Path(__file__).with_name("served_model.py")
 SERVED_WITH = ("mlflow", "torch", "torchvision", "safetensors", "numpy", "pillow", "pandas")
 GREY_PNG = (  # 8 x 8 pixels, in base64: the example of an input
@@ -35,12 +40,14 @@ class ModelVersion:
         version: its number.
         run_id: of the run that registered it.
         tags: lineage, evidence and verdict.
+        created: when it was registered, in seconds since 1970.
     """
 
     name: str
     version: int
     run_id: str = ""
     tags: dict[str, str] = field(default_factory=dict)
+    created: float = 0.0
 
     @property
     def model_digest(self) -> str:
@@ -59,7 +66,10 @@ class ModelVersion:
 
 
 def champion(name: str) -> ModelVersion | None:
-    """The version that carries the alias `champion`; None where the model or the alias is missing."""
+    """The version that carries the alias `champion`; None where the model or the alias is missing.
+
+    Where a process stopped between the ledger and the alias, it is the ledger's: the alias follows at the next move.
+    """
     return _version_or_none("find_champion", name=name)
 
 
@@ -70,6 +80,7 @@ def register(
     tags: Mapping[str, str],
     run_id: str,
     versions: Mapping[str, str] | None = None,
+    card: str = "",
 ) -> ModelVersion:
     """Register a model folder as a new version, or find the version that holds the same model already.
 
@@ -80,6 +91,7 @@ def register(
         tags: lineage and evidence; a version that is found keeps its own.
         run_id: the run that the model is logged in.
         versions: of the packages it was trained with, where they are not installed here.
+        card: the model card, in Markdown: description of the version and a file of the model.
 
     Raises:
         TrackingError: MLflow refused it.
@@ -92,18 +104,25 @@ def register(
         tags=dict(tags),
         run_id=run_id,
         versions=dict(versions or {}),
+        card=card,
     )
     assert found is not None
     return found
 
 
-def set_champion(name: str, number: int) -> None:
-    """Move the alias `champion`, and read it back.
+def lineage(pipeline_run: str, run_id: str) -> dict[str, str]:
+    """What MLflow knows of a pipeline run, as tags of a version.
 
-    Raises:
-        TrackingError: the alias is elsewhere afterwards: somebody else moved it at the same time.
+    Args:
+        pipeline_run: its key; nothing is known without.
+        run_id: of one of its steps.
+
+    Returns:
+        The version of the code of every step, which is the content of its image, as JSON; the digest of all their
+        parameters; how long each took, as JSON; and the address of the run's page: RANKONE_PIPELINE_ADDRESS, with the
+        key for "{run}" in it, or MLflow's.
     """
-    _ask("move_champion", name=name, number=number)
+    return _ask("lineage", pipeline_run=pipeline_run, run_id=run_id) if pipeline_run else {}
 
 
 def tag_version(name: str, number: int, tags: Mapping[str, str]) -> None:
@@ -169,43 +188,76 @@ def _version_or_none(action: str, **arguments: Any) -> ModelVersion | None:
     return ModelVersion(**found) if found else None
 
 
-def _find_champion(name: str) -> dict[str, Any] | None:
-    from mlflow.exceptions import MlflowException
+def registered_models() -> list[str]:
+    """Names of all registered models."""
+    return _ask("registered_models")
 
-    try:
-        aliases = client().get_registered_model(name).aliases
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return None
-        raise
-    return _described(client().get_model_version(name, str(aliases[CHAMPION]))) if CHAMPION in aliases else None
+
+def versions_of(name: str) -> list[ModelVersion]:
+    """All versions of a registered model, newest first; none where it is missing."""
+    return [ModelVersion(**found) for found in _ask("versions_of", name=name)]
+
+
+def _find_champion(name: str) -> dict[str, Any] | None:
+    state = look(Ledger(name), CHAMPION)
+    number = state.version if state.astray and state.explained else state.found
+    return _described(client().get_model_version(name, str(number))) if number is not None else None
+
+
+def _registered_models() -> list[str]:
+    return sorted(found.name for found in _all_pages(lambda token: client().search_registered_models(page_token=token)))
+
+
+def _versions_of(name: str) -> list[dict[str, Any]]:
+    query = f"name = '{name}'"
+    found = _all_pages(lambda token: client().search_model_versions(query, page_token=token))
+    return [_described(version) for version in sorted(found, key=lambda found: -int(found.version))]
+
+
+def _all_pages(page: Callable[[str | None], Any]) -> Iterator[Any]:
+    token = None
+    while True:
+        found = page(token)
+        yield from found
+        token = found.token
+        if not token:
+            return
 
 
 def _register(
-    model_folder: str, name: str, model_digest: str, tags: dict[str, str], run_id: str, versions: dict[str, str]
+    model_folder: str,
+    name: str,
+    model_digest: str,
+    tags: dict[str, str],
+    run_id: str,
+    versions: dict[str, str],
+    card: str,
 ) -> dict[str, Any]:
     key = digest_of([name, model_digest])
     _make_registered_model(name)
     found = _of_key(name, key)
     if not found:
-        logged = _log_model(Path(model_folder), run_id, versions)
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "model"
+            logged = _new_logged_model(run_id)
+            from mlflow.models import Model
+
+            served = Model(run_id=run_id, model_id=logged.model_id)
+            save_served_model(folder, Path(model_folder), versions, served, model_digest, card)
+            _log_files(logged, folder)
         tags = tags | {KEY: key, "rankone.model_digest": model_digest}
-        source = logged.artifact_location  # models:/ is looked up in MLflow's global store, which may be another
-        mine = client().create_model_version(name, source, run_id, tags, model_id=logged.model_id)
-        found = _of_key(name, key)
-        if int(found[0].version) != int(mine.version):  # another process was first
-            client().delete_model_version(name, mine.version)
+        found = [_create_version(name, logged, run_id, tags, card)]
     return _described(found[0])
 
 
-def _move_champion(name: str, number: int) -> None:
-    client().set_registered_model_alias(name, CHAMPION, str(number))
-    now = client().get_registered_model(name).aliases.get(CHAMPION)
-    if str(now) != str(number):
-        raise TrackingError(
-            f"alias '{CHAMPION}' of {name} was set to version {number} and is at {now}: somebody else moved it at the "
-            "same time. Look at both, and promote again."
-        )
+def _create_version(name: str, logged: Any, run_id: str, tags: dict[str, str], card: str) -> Any:
+    """Make a version of a logged model; of several made at once for one key the lowest stays and the others go."""
+    source = logged.artifact_location  # models:/ is looked up in MLflow's global store, which may be another
+    mine = client().create_model_version(name, source, run_id, tags, description=card, model_id=logged.model_id)
+    first = _of_key(name, tags[KEY])[0]
+    if int(first.version) != int(mine.version):  # another process was first
+        client().delete_model_version(name, mine.version)
+    return first
 
 
 def _tag_version(name: str, number: int, tags: dict[str, str]) -> None:
@@ -239,24 +291,31 @@ def _fetch_file(run_id: str, name: str, folder: str) -> str:
     return str(client().download_artifacts(run_id, name, folder)) if name in kept else ""
 
 
-ACTIONS: dict[str, Callable[..., Any]] = {
-    "find_champion": _find_champion,
-    "register": _register,
-    "move_champion": _move_champion,
-    "tag_version": _tag_version,
-    "fetch_model": _fetch_model,
-    "keep_file": _keep_file,
-    "fetch_file": _fetch_file,
-}
+def _lineage(pipeline_run: str, run_id: str) -> dict[str, str]:
+    experiment = client().get_run(run_id).info.experiment_id
+    query, oldest = f"tags.`{PIPELINE_RUN}` = '{pipeline_run}'", ["attributes.start_time ASC"]
+    runs = client().search_runs([experiment], query, max_results=1_000, order_by=oldest)
+    steps = {run.data.tags["rankone.step"]: run for run in runs if "rankone.step" in run.data.tags}  # the last attempt
+    seconds = {
+        step: (run.info.end_time - run.info.start_time) / 1000 for step, run in steps.items() if run.info.end_time
+    }
+    tags = {
+        "rankone.images": json.dumps({step: run.data.tags["rankone.code_version"] for step, run in steps.items()}),
+        "rankone.parameters_digest": digest_of({step: dict(run.data.params) for step, run in steps.items()}),
+        "rankone.step_seconds": json.dumps(seconds),
+    }
+    address = os.environ.get("RANKONE_PIPELINE_ADDRESS", "").replace("{run}", pipeline_run)
+    parent = next((run.info for run in runs if run.data.tags.get("rankone.kind") == "pipeline"), None)
+    if parent and not address and tracking_uri().startswith("http"):
+        address = f"{tracking_uri().rstrip('/')}/#/experiments/{parent.experiment_id}/runs/{parent.run_id}"
+    return tags | ({"rankone.pipeline_address": address} if address else {})
 
 
 def _make_registered_model(name: str) -> None:
-    from mlflow.exceptions import MlflowException
-
     try:
         client().create_registered_model(name, description="Image embeddings for retrieval, by Rankone.")
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+    except Exception as error:
+        if error_code(error) != "RESOURCE_ALREADY_EXISTS":
             raise
 
 
@@ -267,28 +326,91 @@ def _of_key(name: str, key: str) -> list[Any]:
 
 
 def _described(found: Any) -> dict[str, Any]:
-    return asdict(ModelVersion(found.name, int(found.version), found.run_id or "", dict(found.tags)))
+    created = (found.creation_timestamp or 0) / 1000
+    return asdict(ModelVersion(found.name, int(found.version), found.run_id or "", dict(found.tags), created))
 
 
-def _log_model(model_folder: Path, run_id: str, versions: Mapping[str, str]) -> Any:
-    """Log the folder with the code that serves it as a model of the run."""
-    from mlflow.models import Model
-
+def _new_logged_model(run_id: str) -> Any:
     experiment = client().get_run(run_id).info.experiment_id
-    logged = client().create_logged_model(experiment, name="embedder", source_run_id=run_id)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "model"
-        save_served_model(folder, model_folder, versions, Model(run_id=run_id, model_id=logged.model_id))
-        client().log_model_artifacts(logged.model_id, str(folder))
+    return client().create_logged_model(experiment, name="embedder", source_run_id=run_id)
+
+
+def _log_files(logged: Any, folder: Path) -> None:
+    client().log_model_artifacts(logged.model_id, str(folder))
     client().finalize_logged_model(logged.model_id, "READY")
-    return logged
 
 
-def save_served_model(folder: Path, model_folder: Path, versions: Mapping[str, str], mlflow_model: Any = None) -> None:
+def copy_version(name: str, number: int, into: str) -> ModelVersion:
+    """Copy a version into another registered model, files and all, or find the copy that is there.
+
+    MLflow's own copy shares the files, and its garbage collection deletes them when the run that made them is deleted,
+    whatever production serves. Here the copy belongs to a run in the ledger's experiment of `into`.
+
+    Raises:
+        ValueError: there is no such version, it was not registered by Rankone, or its files were altered.
+    """
+    found = _version_or_none("copy_version", name=name, number=number, into=into)
+    assert found is not None
+    return found
+
+
+def _copy_version(name: str, number: int, into: str) -> dict[str, Any]:
+    if name == into:
+        raise ValueError(f"--into names {into}, where version {number} is already; leave it out.")
+    version = client().get_model_version(name, str(number))
+    digest = version.tags.get("rankone.model_digest")
+    if not digest:
+        raise ValueError(f"{name} version {number} was registered by hand, so that its files cannot be verified.")
+    key = digest_of([into, digest])
+    _make_registered_model(into)
+    if found := _of_key(into, key):
+        return _described(found[0])
+    origin = {"rankone.copied_from": f"models:/{name}/{number}", KEY: key}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = _download(name, number, Path(temporary))
+        check_served_model(folder, digest)
+        label = f"copy of {name} version {number}"
+        run = client().create_run(experiment_of(into), tags={"rankone.kind": "copy"} | origin, run_name=label)
+        logged = _new_logged_model(run.info.run_id)
+        _log_files(logged, folder)
+        client().set_terminated(run.info.run_id)
+    tags = {label: text for label, text in version.tags.items() if label not in JUDGED} | origin
+    return _described(_create_version(into, logged, run.info.run_id, tags, version.description or ""))
+
+
+def _download(name: str, number: int, folder: Path) -> Path:
+    from mlflow.artifacts import download_artifacts
+
+    source = client().get_model_version_download_uri(name, str(number))
+    return Path(download_artifacts(artifact_uri=source, dst_path=str(folder), tracking_uri=tracking_uri()))
+
+
+def check_served_model(folder: Path, digest: str) -> None:
+    """Refuse the files of a version whose model is not the one that was registered.
+
+    Raises:
+        ValueError: a file is missing or was altered, or it is another model.
+    """
+    from retrieval.model_folder import read_model_manifest
+
+    place = next(iter(sorted(folder.rglob("weights.safetensors"))), folder).parent
+    if (manifest := read_model_manifest(place)).digest != digest:
+        raise ValueError(f"{place} holds the model {manifest.digest[:12]}, and {digest[:12]} was registered.")
+
+
+def save_served_model(
+    folder: Path,
+    model_folder: Path,
+    versions: Mapping[str, str],
+    mlflow_model: Any = None,
+    model_digest: str = "",
+    card: str = "",
+) -> None:
     """Write a folder that `mlflow models serve` and `mlflow.pyfunc.load_model` take: code and weights, no pickle.
 
     The code is `retrieval/served_model.py` with a copy of this library. Signature, example and requirements are given,
-    so that nothing is run to find them out; torch is not imported.
+    so that nothing is run to find them out; torch is not imported. Whoever loads it checks the files against
+    `model_digest`.
     """
     with loading():
         import mlflow.pyfunc
@@ -311,7 +433,24 @@ def save_served_model(folder: Path, model_folder: Path, versions: Mapping[str, s
             signature=signature,
             input_example=pandas.DataFrame([[GREY_PNG]], columns=columns),
             mlflow_model=mlflow_model,
+            model_config={"model_digest": model_digest} if model_digest else None,
         )
+    if card:
+        (folder / CARD).write_text(card, encoding="utf-8")
+
+
+ACTIONS: dict[str, Callable[..., Any]] = {
+    "find_champion": _find_champion,
+    "register": _register,
+    "lineage": _lineage,
+    "tag_version": _tag_version,
+    "registered_models": _registered_models,
+    "versions_of": _versions_of,
+    "copy_version": _copy_version,
+    "fetch_model": _fetch_model,
+    "keep_file": _keep_file,
+    "fetch_file": _fetch_file,
+}
 
 
 def requirements(versions: Mapping[str, str]) -> list[str]:

@@ -25,13 +25,23 @@ class ImageEmbedder(PythonModel):
     """Embeds pictures with a model folder of `finetune_softmax`."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Load the network from the artifact `model`, on the CPU."""
+        """Load the network from the artifact `model`, on the CPU.
+
+        Raises:
+            ValueError: a file of the model was altered, or it is another model than the one that was registered.
+        """
         from retrieval.model_folder import read_model_manifest
         from retrieval.models import load_model
 
         folder = Path(context.artifacts["model"])
+        manifest, registered = read_model_manifest(folder), (context.model_config or {}).get("model_digest")
+        if registered not in (None, manifest.digest):
+            raise ValueError(
+                f"{folder} holds the model {manifest.digest[:12]}, and {registered[:12]} was registered: somebody has "
+                "replaced its files. Register the model again."
+            )
         self.network = load_model(folder)
-        self.resize = read_model_manifest(folder).facts.get("resize", "crop")  # as its training images were fitted
+        self.resize = manifest.facts.get("resize", "crop")  # as its training images were fitted
 
     def predict(
         self,

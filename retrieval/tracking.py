@@ -219,10 +219,10 @@ def perform(writer: "RunWriter", action: str, arguments: Mapping[str, Any]) -> A
 
 
 def _actions(writer: "RunWriter") -> dict[str, Callable[..., Any]]:
-    from retrieval import registry
+    from retrieval import promotion, registry
 
     own = ("start_step", "start_pipeline", "run_id", "log_metrics", "log_params", "set_tags", "log_artifact", "end")
-    return {name: getattr(writer, name) for name in own} | registry.ACTIONS
+    return {name: getattr(writer, name) for name in own} | registry.ACTIONS | promotion.ACTIONS
 
 
 class RunWriter:
@@ -346,9 +346,8 @@ def experiment_id() -> str:
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
     found = client().get_experiment_by_name(name)
     if found is None:
-        embedded = not os.environ.get("MLFLOW_TRACKING_URI")
         try:
-            return client().create_experiment(name, _artifact_location() if embedded else None)
+            return client().create_experiment(name, artifact_location())
         except MlflowException:  # another process was first
             found = client().get_experiment_by_name(name)
     if found is None or found.lifecycle_stage != "active":
@@ -357,6 +356,16 @@ def experiment_id() -> str:
             "`mlflow gc`, or name another one in MLFLOW_EXPERIMENT_NAME."
         )
     return found.experiment_id
+
+
+def error_code(error: Exception) -> str:
+    """MLflow's code of an error; empty where it is of another make."""
+    return str(getattr(error, "error_code", ""))
+
+
+def artifact_location() -> str | None:
+    """Where an experiment made here keeps its files: the embedded store names it, a server knows by itself."""
+    return None if os.environ.get("MLFLOW_TRACKING_URI") else _artifact_location()
 
 
 @contextlib.contextmanager

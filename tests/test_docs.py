@@ -57,10 +57,14 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_readme_shows_every_command() -> None:
-    assert {arguments[0] for arguments in RANKONE} == {"run", "recipes", "parameters", "inspect", "compile", "ui"}
+    shown = {"run", "recipes", "parameters", "inspect", "compile", "ui", "models", "history"}
+    assert {arguments[0] for arguments in RANKONE} == shown
 
 
-@pytest.mark.parametrize("arguments", of("recipes") + of("parameters") + of("inspect") + of("compile"), ids=" ".join)
+QUICK = ("recipes", "parameters", "inspect", "compile", "models", "history")
+
+
+@pytest.mark.parametrize("arguments", [arguments for name in QUICK for arguments in of(name)], ids=" ".join)
 def test_a_command_of_the_readme_works(arguments: list[str], place: Path) -> None:
     done = subprocess.run([*PROGRAM, *arguments], capture_output=True, text=True, cwd=place, check=False)
     assert done.returncode == 0, done.stderr

@@ -31,6 +31,7 @@ TORCH_FREE = {
     "tracking_process",
     "registry",
 }
+TORCH_FREE |= {"ledger", "promotion"}
 
 
 def imports_of(path: Path) -> set[str]:

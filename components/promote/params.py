@@ -4,7 +4,9 @@ import math
 import re
 from dataclasses import dataclass
 
-from components.knobs import check_registered_model
+from components.knobs import check_choices, check_registered_model
+
+PROMOTE_MODES = ("auto", "manual")
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Params:
         maximum_dimension: Most numbers in an embedding with which a champion is replaced; 0 for no limit.
         minimum_images_per_second: Least speed of embedding, as evaluate measures it, with which a champion is replaced;
             0 for no limit.
+        promote_mode: auto, or manual: a model that wins becomes challenger and waits for `rankone approve`.
         publish_to: s3://bucket/prefix under which model and report are kept too, as <registered_model>/<version>; empty
             for nowhere.
     """
@@ -37,12 +40,14 @@ class Params:
     fail_on_class_drop: bool = False
     maximum_dimension: int = 0
     minimum_images_per_second: float = 0.0
+    promote_mode: str = "auto"
     publish_to: str = ""
 
     def __post_init__(self) -> None:
         check_registered_model(self)
         if self.publish_to and not re.match(r"s3://[^/]+", self.publish_to):
             raise ValueError(f"publish_to is '{self.publish_to}'; give s3://bucket/prefix, or nothing.")
+        check_choices(self, promote_mode=PROMOTE_MODES)
         for name in ("minimum_recall_at_1", "minimum_gain", "maximum_regression", "maximum_class_drop"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(

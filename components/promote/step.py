@@ -7,16 +7,18 @@ from pathlib import Path
 
 from components.launch import InputPath, OutputPath, Outputs, Scalar, launch
 from components.promote.params import Params
-from retrieval import registry
+from retrieval import promotion, registry
 from retrieval.answer_records import find_answers, record_answers
 from retrieval.answers import Answers, load_answers, same_queries
 from retrieval.evaluation import ANSWERS, CHAMPION_ANSWERS, Evaluation, load_evaluation
 from retrieval.evaluation import FORMAT_VERSION as EVALUATION_FORMAT
 from retrieval.evaluation import KIND as EVALUATION_KIND
 from retrieval.evidence import Evidence
-from retrieval.gate import Outcome, Thresholds, Verdict, conflict, decide
+from retrieval.gate import Outcome, Thresholds, Verdict, decide
 from retrieval.gate_report import facts_of, page_of
+from retrieval.ledger import CHALLENGER, CHAMPION
 from retrieval.manifest import FILE_NAME, file_digest, files_in, read_manifest, write_manifest
+from retrieval.model_card import model_card
 from retrieval.model_folder import read_model_manifest
 from retrieval.object_store import Address
 from retrieval.publication import publish
@@ -46,18 +48,17 @@ def promote(
     answers = load_answers(evaluation / ANSWERS)
     with step_run("promote", params) as run:
         champion = registry.champion(name)
-        verdict = decide(
-            evidence_of(answers, measured), champion_evidence(champion, answers, evaluation), asked(params)
-        )
-        tags = lineage(measured) | judgement(verdict)
-        version = registry.register(tuned_model, name, model.digest, tags, run.run_id, measured.versions)
+        evidence = evidence_of(answers, measured)
+        verdict = decide(evidence, champion_evidence(champion, answers, evaluation), asked(params))
+        verdict = held_back(params, verdict)
+        judged = interval(measured) | judgement(verdict)
+        tags = lineage(measured) | registry.lineage(pipeline_run(), run.run_id) | judged
+        card = model_card(name, tuned_model, model, measured, tags)
+        version = registry.register(tuned_model, name, model.digest, tags, run.run_id, measured.versions, card)
         record_answers(version, answers)
+        registry.tag_version(name, version.version, changed(judged, version.tags))
         published = publish_model(params, version.version, tuned_model, report, made_from)
-        if verdict.outcome == Outcome.PROMOTED:
-            verdict = unless_overtaken(verdict, version, registry.champion(name))
-        registry.tag_version(name, version.version, changed(judgement(verdict), version.tags))
-        if verdict.outcome == Outcome.PROMOTED:
-            registry.set_champion(name, version.version)
+        move_alias(name, version.version, verdict, champion, f"runs:/{run.run_id}/{DECISION}")
         metadata = described(name, verdict, version) | published
         print(f"{headline(metadata)}: {verdict.reason}", flush=True)
         print(
@@ -117,12 +118,6 @@ def _answered(answers: Answers) -> Evidence:
     )
 
 
-def unless_overtaken(verdict: Verdict, candidate: ModelVersion, now: ModelVersion | None) -> Verdict:
-    """The verdict, or a conflict where another champion is there than the one that the model was judged against."""
-    judged_against, there = verdict.champion.version if verdict.champion else "", str(now.version) if now else ""
-    return verdict if there in (judged_against, str(candidate.version)) else conflict(verdict, there)
-
-
 def publish_model(
     params: Params, version: int, model: Path, report: Path, made_from: dict[str, str]
 ) -> dict[str, Scalar]:
@@ -137,10 +132,38 @@ def publish_model(
     return {"published": str(address)}
 
 
+def held_back(params: Params, verdict: Verdict) -> Verdict:
+    """The verdict; where a person decides, a model that won waits."""
+    waits = params.promote_mode == "manual" and verdict.outcome == Outcome.PROMOTED
+    return replace(verdict, outcome=Outcome.WAITING) if waits else verdict
+
+
+def move_alias(name: str, version: int, verdict: Verdict, champion: ModelVersion | None, report: str) -> None:
+    """Make the model champion, or challenger where it waits, through the ledger.
+
+    Raises:
+        ConflictError: another model has become champion since this one was judged.
+        AliasMovedError: somebody moved the alias by hand.
+    """
+    against = champion.version if champion else None
+    if verdict.outcome == Outcome.PROMOTED:
+        promotion.promote(name, version, verdict.reason, against, report)
+    elif verdict.outcome == Outcome.WAITING:
+        promotion.propose(name, version, verdict.reason, against, report)
+    for notice in promotion.history(name).notices:
+        print(f"Mind: {notice}", flush=True)
+
+
 def lineage(measured: Evaluation) -> dict[str, str]:
     """Where a version comes from, as tags."""
     tags = {"rankone.dataset_digest": measured.dataset_digest, "rankone.code_version": code_version()}
     return tags | ({PIPELINE_RUN: pipeline_run()} if pipeline_run() else {})
+
+
+def interval(measured: Evaluation) -> dict[str, str]:
+    """Where R@1 lies, as tags."""
+    ends = {"low": measured.recall_at_1_low, "high": measured.recall_at_1_high}
+    return {f"rankone.recall_at_1_{end}": repr(share) for end, share in ends.items()}
 
 
 def judgement(verdict: Verdict) -> dict[str, str]:
@@ -173,7 +196,7 @@ def described(name: str, verdict: Verdict, version: ModelVersion) -> dict[str, S
         "reason": verdict.reason,
         "registered_model": name,
         "version": version.version,
-        "alias": "" if verdict.outcome == Outcome.REJECTED else registry.CHAMPION,
+        "alias": {Outcome.REJECTED: "", Outcome.WAITING: CHALLENGER}.get(verdict.outcome, CHAMPION),
         "minimum_recall_at_1": verdict.thresholds.floor,
     }
     if verdict.champion:
@@ -188,9 +211,10 @@ def headline(metadata: dict[str, Scalar]) -> str:
     """The decision in a few words."""
     which = f"{metadata['registered_model']} version {metadata['version']}"
     return {
-        Outcome.PROMOTED: f"Promoted: {which} is now {registry.CHAMPION}",
+        Outcome.PROMOTED: f"Promoted: {which} is now {CHAMPION}",
+        Outcome.WAITING: f"Waiting: {which} is now {CHALLENGER}; `rankone approve --reason ...` makes it {CHAMPION}",
         Outcome.REJECTED: f"Rejected ({metadata['rule']}): {which} is registered without the alias",
-        Outcome.SKIPPED: f"Skipped ({metadata['rule']}): {which} stays {registry.CHAMPION}",
+        Outcome.SKIPPED: f"Skipped ({metadata['rule']}): {which} stays {CHAMPION}",
     }[Outcome(str(metadata["outcome"]))]
 
 

@@ -12,7 +12,7 @@ import torch
 
 from components.evaluate.params import Params
 from components.evaluate.step import evaluate
-from retrieval import registry, scoring
+from retrieval import promotion, registry, scoring
 from retrieval.answer_records import find_answers
 from retrieval.answers import load_answers, same_queries
 from retrieval.clusters import save_clusters
@@ -238,7 +238,7 @@ def test_the_answers_lie_beside_the_numbers(made: Made, outputs: tuple[Path, dic
 def champion_of(name: str, model: Path) -> registry.ModelVersion:
     with step_run("promote", {}) as run:
         version = registry.register(model, name, read_model_manifest(model).digest, {}, run.run_id)
-    registry.set_champion(name, version.version)
+    promotion.promote(name, version.version, "It is good.")
     return version
 
 
@@ -292,7 +292,7 @@ def test_a_champion_that_is_the_model_itself_or_cannot_be_read_is_not_scored(
     (tmp_path / "strange" / "weights.bin").write_bytes(b"")
     with step_run("promote", {}) as run:
         registry.register(tmp_path / "strange", "strange", "f" * 64, {}, run.run_id)
-    registry.set_champion("strange", 1)
+    promotion.promote("strange", 1, "It is strange.")
     places = made.paths(evaluation=tmp_path / "second", report=tmp_path / "report")
     outputs = evaluate(Params(**FEW, registered_model="strange"), **places)
     assert "strange version 1, cannot be scored on these test images" in capsys.readouterr().out

@@ -10,16 +10,19 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from components.promote import step
 from components.promote.params import Params
 from components.promote.step import FORMAT_VERSION, KIND, PUBLICATION_FORMAT, promote
 from retrieval import model_folder, registry
 from retrieval.answers import Answers, in_order
 from retrieval.evaluation import QUERY_SCHEMA, Acceptance, Evaluation, save_evaluation
+from retrieval.ledger import AliasMovedError, ConflictError
 from retrieval.manifest import read_manifest, write_manifest
 from retrieval.object_store import Address
+from retrieval.promotion import approve, history, rollback
 from retrieval.publication import fetch
 from retrieval.registry import champion
-from retrieval.tracking import client
+from retrieval.tracking import client, step_run
 
 pytestmark = pytest.mark.usefixtures("mlflow_home")
 
@@ -169,6 +172,7 @@ def test_promoting_the_champion_again_changes_nothing(bench: Bench, capsys: pyte
         "rankone.rule",
         "rankone.reason",
     }
+    assert len(history(bench.name).champion) == 1
 
 
 def test_a_champion_measured_on_new_images_can_be_compared_on_them(bench: Bench) -> None:
@@ -210,41 +214,6 @@ def test_a_gain_that_may_be_chance_is_let_through_only_if_allowed(bench: Bench) 
     bench.promote("one", 0.95)
     assert bench.promote("two", 0.951)["rule"] == "regression"
     assert bench.promote("two", 0.951, maximum_regression=0.001)["rule"] == "better"
-
-
-def test_a_champion_that_another_run_made_meanwhile_is_a_conflict(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    bench.promote("one", 0.95)
-    bench.promote("two", 0.96, minimum_gain=0.5)
-    publish = registry.register
-
-    def overtaken(*arguments: Any) -> registry.ModelVersion:
-        registry.set_champion(bench.name, 2)  # by the run that was quicker
-        return publish(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(registry, "register", overtaken)
-        capsys.readouterr()
-        decision = bench.promote("three", 0.97)
-    assert (decision["outcome"], decision["rule"], decision["alias"]) == ("rejected", "conflict", "")
-    assert "version 1 was champion when this model was judged, and now version 2 is" in capsys.readouterr().out
-    assert (bench.champion, bench.tags(3)["rankone.rule"]) == (2, "conflict")
-    again = bench.promote("three", 0.97)
-    assert (again["rule"], again["champion_version"], bench.champion) == ("better", "2", 3)
-
-
-def test_a_promotion_that_was_made_twice_at_once_is_none(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench.promote("one", 0.95)
-    register = registry.register
-
-    def twin(*arguments: Any) -> registry.ModelVersion:
-        found = register(*arguments)
-        registry.set_champion(bench.name, found.version)
-        return found
-
-    monkeypatch.setattr(registry, "register", twin)
-    assert (bench.promote("two", 0.97)["outcome"], bench.champion) == ("promoted", 2)
 
 
 def test_the_page_says_first_what_was_decided_and_why(bench: Bench) -> None:
@@ -295,6 +264,92 @@ def test_the_decision_the_run_and_the_version_say_the_same(bench: Bench, monkeyp
     assert {file.path for file in client().list_artifacts(run.info.run_id)} >= {"decision.json", "report.html"}
 
 
+def test_where_a_person_decides_the_winner_waits(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    decision = bench.promote("one", 0.95, promote_mode="manual")
+    assert (decision["outcome"], decision["rule"], decision["alias"]) == ("waiting", "first_model", "challenger")
+    assert bench.champion is None
+    assert "Waiting: " in capsys.readouterr().out
+    approve(bench.name, "Looked at its gallery.")
+    assert bench.champion == 1
+    assert bench.promote("two", 0.94, promote_mode="manual")["outcome"] == "rejected"
+    assert bench.promote("three", 0.97, promote_mode="manual")["outcome"] == "waiting"
+    assert bench.promote("four", 0.96)["outcome"] == "promoted"
+    with pytest.raises(ConflictError, match="Version 3 was compared with version 1, and champion is version 4"):
+        approve(bench.name, "Looked at its gallery.")
+    assert bench.champion == 4
+
+
+def test_two_runs_that_promote_at_the_same_moment_leave_one_champion_and_a_conflict(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.promote("one", 0.91)
+    published = step.publish_model
+
+    def meanwhile(*values: Any) -> Any:
+        monkeypatch.setattr(step, "publish_model", published)
+        bench.promote("three", 0.93)
+        return published(*values)
+
+    monkeypatch.setattr(step, "publish_model", meanwhile)
+    with pytest.raises(ConflictError, match="was compared with version 1, and champion is version 3 since entry 2 by"):
+        bench.promote("two", 0.95)
+    assert bench.champion == 3
+    assert bench.promote("two", 0.95)["rule"] == "better", "judged again"
+    assert [entry.to for entry in history(bench.name).champion] == [1, 3, 2]
+
+
+def test_the_ledger_says_who_and_why_and_a_retried_run_promotes_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.promote("one", 0.91)
+    with monkeypatch.context() as patch:
+        patch.setenv("RANKONE_PIPELINE_RUN", "the-run")
+        bench.promote("two", 0.95)
+        entry = history(bench.name).champion[-1]
+        assert (entry.before, entry.to, entry.by) == (1, 2, "pipeline run the-run")
+        assert entry.why == bench.tags(2)["rankone.reason"]
+        assert entry.report.endswith("/decision.json")
+        assert bench.promote("two", 0.95)["outcome"] == "unchanged"
+    rollback(bench.name, "Users complain.")
+    monkeypatch.setenv("RANKONE_PIPELINE_RUN", "the-run")
+    with pytest.raises(ConflictError, match=r"made version 2 champion already, by entry 2 .* entry 3 .*Users complain"):
+        bench.promote("two", 0.95)
+    assert bench.champion == 1
+
+
+def test_an_alias_that_was_moved_by_hand_stops_a_promotion_and_is_told_of(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench.promote("one", 0.93)
+    bench.promote("two", 0.91)
+    client().set_registered_model_alias(bench.name, "champion", "2")
+    capsys.readouterr()
+    assert bench.promote("three", 0.5)["outcome"] == "rejected"
+    assert "Mind: the alias champion is at version 2" in capsys.readouterr().out
+    with pytest.raises(AliasMovedError, match="says version 1: somebody moved it by hand"):
+        bench.promote("four", 0.99)
+    assert bench.champion == 2
+
+
+def test_a_version_carries_its_card_and_where_it_comes_from(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANKONE_PIPELINE_RUN", "whole-run")
+    monkeypatch.setenv("RANKONE_CODE_VERSION", "code-1")
+    monkeypatch.setenv("RANKONE_PIPELINE_ADDRESS", "https://pipelines.example/#/runs/details/{run}")
+    with step_run("pretrain", {"epochs": 3}):
+        pass
+    bench.promote("one", 0.95)
+    tags, found = bench.tags(1), client().get_model_version(bench.name, "1")
+    assert json.loads(tags["rankone.images"]) == {"pretrain": "code-1", "promote": "code-1"}
+    assert set(json.loads(tags["rankone.step_seconds"])) == {"pretrain"}
+    assert tags["rankone.pipeline_address"] == "https://pipelines.example/#/runs/details/whole-run"
+    assert len(tags["rankone.parameters_digest"]) == 64
+    assert (float(tags["rankone.recall_at_1_low"]), float(tags["rankone.recall_at_1_high"])) == (0.95, 0.95)
+    assert found.description.startswith(f"# {bench.name}: image embeddings")
+    assert "R@1 95.00%" in found.description
+    files = Path(found.source.removeprefix("file://").replace("%20", " "))
+    assert (files / "model_card.md").read_text() == found.description
+
+
 def test_an_evaluation_of_another_model_is_refused(bench: Bench) -> None:
     bench.promote("one", 0.95)
     first, other = bench.folder / "1", bench.folder / "other"
@@ -316,6 +371,7 @@ def test_an_evaluation_of_another_model_is_refused(bench: Bench) -> None:
         ({"registered_model": "a/b"}, "registered_model is 'a/b'"),
         ({"registered_model": ""}, "registered_model is ''"),
         ({"minimum_recall_at_1": 90.0}, "minimum_recall_at_1 is 90.0"),
+        ({"promote_mode": "ask"}, "Unknown promote_mode 'ask'; choose one of: auto, manual"),
         ({"minimum_gain": float("nan")}, "minimum_gain is nan"),
         ({"maximum_regression": -0.1}, "maximum_regression is -0.1"),
         ({"maximum_class_drop": 20.0}, "maximum_class_drop is 20.0"),

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval.evidence import Evidence
-from retrieval.gate import Outcome, Rule, Thresholds, conflict, decide
+from retrieval.gate import Outcome, Rule, Thresholds, decide
 
 SHARES = st.floats(0, 1)
 CLASSES = np.repeat([f"class {number:02d}" for number in range(50)], 20)
@@ -126,14 +126,6 @@ def test_a_class_that_falls_is_reported_and_fails_only_if_asked_to() -> None:
     assert "-30.00 points in class 'class 07'" in strict.reason
     allowed = dataclasses.replace(FLOOR, fail_on_class_drop=True, maximum_class_drop=0.3)
     assert decide(candidate, champion, allowed).rule == "better"
-
-
-def test_a_promotion_that_was_overtaken_is_a_conflict() -> None:
-    verdict = conflict(decide(found(950), found(920), FLOOR), now="9")
-    assert (verdict.outcome, verdict.rule) == ("rejected", "conflict")
-    assert verdict.reason.startswith("version 7 was champion when this model was judged, and now version 9 is: another")
-    first = conflict(decide(share_of(0.95), None, FLOOR), now="1")
-    assert first.reason.startswith("there was no champion when this model was judged, and now version 1 is")
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.1, 90.0, math.nan])

@@ -6,16 +6,8 @@ import pytest
 from retrieval import registry
 from retrieval.manifest import write_manifest
 from retrieval.model_folder import read_model_manifest
-from retrieval.registry import (
-    ModelVersion,
-    champion,
-    fetch_file,
-    fetch_model,
-    keep_file,
-    register,
-    set_champion,
-    tag_version,
-)
+from retrieval.promotion import promote
+from retrieval.registry import ModelVersion, champion, fetch_file, fetch_model, keep_file, register, tag_version
 from retrieval.tracking import TrackingError, client, step_run
 
 pytestmark = pytest.mark.usefixtures("mlflow_home")
@@ -78,31 +70,16 @@ def test_a_registration_that_broke_off_halfway_is_made_again(
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(registry, "_log_model", broken)
+        patch.setattr(registry, "_log_files", broken)
         with pytest.raises(TrackingError, match="disk full"):
             version_of(model_folder, "halfway")
     assert versions("halfway") == []
     assert version_of(model_folder, "halfway").version == 1
 
 
-def test_the_alias_moves_and_is_read_back(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for digest in ("a" * 64, "b" * 64):
-        version_of(model_folder, "alias", digest)
-    set_champion("alias", 1)
-    assert champion("alias").version == 1
-    set_champion("alias", 2)
-    set_champion("alias", 2)
-    assert champion("alias").version == 2
-    monkeypatch.setattr(client(), "set_registered_model_alias", lambda *_: None)  # as when somebody else is quicker
-    with pytest.raises(TrackingError, match="set to version 1 and is at 2"):
-        set_champion("alias", 1)
-    with pytest.raises(TrackingError):
-        set_champion("nobody", 1)
-
-
 def test_tags_of_a_version_are_renewed(model_folder: Path) -> None:
     version_of(model_folder, "tags", recall_at_1="0.5")
-    set_champion("tags", 1)
+    promote("tags", 1, "It is the first.")
     tag_version("tags", 1, {"rankone.recall_at_1": "0.75"})
     assert champion("tags").evidence.recall_at_1 == 0.75
 

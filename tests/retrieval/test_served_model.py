@@ -1,6 +1,7 @@
 import base64
 import io
 import math
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 
 from retrieval.images import crop, stretch
+from retrieval.model_folder import read_model_manifest
 from retrieval.models import ModelConfig, build_network, save_model
 from retrieval.registry import GREY_PNG, save_served_model
 from retrieval.tracking import loading
@@ -48,9 +50,10 @@ def served(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
-def loaded(folder: Path) -> ImageEmbedder:
+def loaded(folder: Path, model_digest: str = "") -> ImageEmbedder:
     class Context:
         artifacts = {"model": str(folder)}  # noqa: RUF012
+        model_config = {"model_digest": model_digest} if model_digest else None
 
     embedder = ImageEmbedder()
     embedder.load_context(Context())
@@ -88,6 +91,18 @@ def test_a_picture_is_fitted_as_the_training_images_were(
     embedder, content, small = loaded(tmp_path / "model"), picture(20, 12), io.BytesIO()
     resize(Image.open(io.BytesIO(content)), 8).save(small, "PNG")
     assert predict(embedder, [text(content)]) == predict(embedder, [text(small.getvalue())])
+
+
+def test_a_model_that_is_not_the_registered_one_is_not_loaded(model_folder: Path, tmp_path: Path) -> None:
+    digest = read_model_manifest(model_folder).digest
+    loaded(model_folder, digest)
+    with pytest.raises(ValueError, match=f"holds the model {digest[:12]}, and ffffffffffff was registered"):
+        loaded(model_folder, "f" * 64)
+    altered = tmp_path / "altered"
+    shutil.copytree(model_folder, altered)
+    (altered / "config.json").write_text((altered / "config.json").read_text().replace('"auto"', '"gem"'))
+    with pytest.raises(ValueError, match=r"config\.json was truncated or altered"):
+        loaded(altered, digest)
 
 
 def test_a_table_and_a_list_say_the_same_whatever_the_batch(
