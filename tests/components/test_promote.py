@@ -309,7 +309,7 @@ def test_the_ledger_says_who_and_why_and_a_retried_run_promotes_once(
         assert (entry.before, entry.to, entry.by) == (1, 2, "pipeline run the-run")
         assert entry.why == bench.tags(2)["rankone.reason"]
         assert entry.report.endswith("/decision.json")
-        assert bench.promote("two", 0.95)["outcome"] == "unchanged"
+        assert bench.promote("two", 0.95)["outcome"] == "skipped"
     rollback(bench.name, "Users complain.")
     monkeypatch.setenv("RANKONE_PIPELINE_RUN", "the-run")
     with pytest.raises(ConflictError, match=r"made version 2 champion already, by entry 2 .* entry 3 .*Users complain"):
