@@ -67,11 +67,12 @@ def is_address(location: str) -> bool:
     return location.startswith("s3://")
 
 
-def s3_client(seconds_to_outlast: float = SECONDS_TO_OUTLAST) -> Any:
+def s3_client(seconds_to_outlast: float | None = None) -> Any:
     """A client of the object store that the environment names; for this process and its threads.
 
     Args:
-        seconds_to_outlast: for which a request is made again that fails by the store's fault; 0 asks once.
+        seconds_to_outlast: for which a request is made again that fails by the store's fault; 0 asks once, and None
+            for SECONDS_TO_OUTLAST.
     """
     import boto3
     from botocore.config import Config
@@ -276,8 +277,9 @@ class _Patience:
     seconds. AWS_MAX_ATTEMPTS, where set, bounds the attempts.
     """
 
-    def __init__(self, place: str, seconds: float = SECONDS_TO_OUTLAST) -> None:
-        self._place, self._seconds, self._said, self._lock = place, seconds, False, threading.Lock()
+    def __init__(self, place: str, seconds: float | None = None) -> None:
+        self._place, self._said, self._lock = place, False, threading.Lock()
+        self._seconds = SECONDS_TO_OUTLAST if seconds is None else seconds
         self._most = int(os.environ.get("AWS_MAX_ATTEMPTS") or 1_000)
 
     def __call__(
