@@ -148,6 +148,7 @@ def containers_of(run: str, values: Mapping[str, Any]) -> "Containers":
     from operations.container_task import containers_here
 
     (home() / "artifacts").mkdir(exist_ok=True)  # as this user: the engine would make it as root
+    os.environ["RANKONE_EXCHANGE"] = str(home() / "artifacts")  # which steps and the process that holds MLflow both see
     named = [Path(part.strip()) for name in PATHS for part in str(values.get(name, "")).split(",") if part.strip()]
     return containers_here(run, [path for path in named if path.is_absolute() and path.exists()])
 

@@ -1,10 +1,10 @@
 """Where the answers of a registered model are found again: with the run that registered it, one file an evaluation."""
 
-import tempfile
 from pathlib import Path
 
 from retrieval.answers import Answers, load_answers, save_answers
 from retrieval.registry import ModelVersion, fetch_file, keep_file
+from retrieval.tracking import exchange_folder
 
 
 def record_answers(found: ModelVersion, answers: Answers) -> None:
@@ -13,7 +13,7 @@ def record_answers(found: ModelVersion, answers: Answers) -> None:
     Raises:
         TrackingError: MLflow refused it.
     """
-    with tempfile.TemporaryDirectory() as temporary:
+    with exchange_folder() as temporary:
         path = Path(temporary) / "answers.parquet"
         save_answers(path, answers)
         keep_file(found, path, _name(answers.evaluation_digest))
@@ -25,7 +25,7 @@ def find_answers(found: ModelVersion, evaluation_digest: str) -> Answers | None:
     None where none are recorded, or where what is recorded cannot be read or is of another model: they can be had again
     by scoring the model.
     """
-    with tempfile.TemporaryDirectory() as temporary:
+    with exchange_folder() as temporary:
         path = fetch_file(found, _name(evaluation_digest), Path(temporary))
         if path is None:
             return None

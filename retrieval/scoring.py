@@ -1,6 +1,5 @@
 """How a model answers the queries of a dataset: the candidate's, and the champion's where they are not recorded yet."""
 
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from retrieval.metrics import retrieval_metrics
 from retrieval.model_folder import read_model_manifest
 from retrieval.registry import ModelVersion, fetch_model
 from retrieval.robustness import resized
-from retrieval.tracking import TrackingError
+from retrieval.tracking import TrackingError, exchange_folder
 
 
 def answers_of(dataset: Dataset, rows: np.ndarray, correct: np.ndarray, embedder: Embedder, digest: str) -> Answers:
@@ -84,7 +83,7 @@ def champion_answers(
         print(f"{name} was scored on these test images before: R@1 {recorded.recall_at_1:.4f}", flush=True)
         return recorded
     try:
-        with tempfile.TemporaryDirectory() as temporary:
+        with exchange_folder() as temporary:
             answers = score(fetch_model(champion, Path(temporary)), dataset, device, batch_size)
     except (ValueError, TrackingError) as error:
         print(f"{name} cannot be scored on these test images: {error}", flush=True)

@@ -28,6 +28,7 @@ from retrieval.home import home
 
 EXPERIMENT = "rankone"
 PIPELINE_RUN = "rankone.pipeline_run"  # tag that ties the runs of one pipeline run together
+EXCHANGE = "RANKONE_EXCHANGE"
 LONGEST_PARAM = 6_000  # characters; MLflow truncates what is longer and does not say so
 ENTRIES_PER_BATCH = 100  # params or tags that MLflow takes in one call
 TrackingError = tracking_process.TrackingError
@@ -408,6 +409,14 @@ def code_version() -> str:
         return importlib.metadata.version("rankone")
     except importlib.metadata.PackageNotFoundError:
         return "unknown"
+
+
+def exchange_folder() -> "tempfile.TemporaryDirectory[str]":
+    """A temporary folder for files that go to MLflow or come from there.
+
+    The process that holds MLflow may not see a step's own: RANKONE_EXCHANGE names a folder that both see.
+    """
+    return tempfile.TemporaryDirectory(dir=os.environ.get(EXCHANGE) or None)
 
 
 def pipeline_run() -> str:

@@ -294,6 +294,25 @@ def test_ctrl_c_stops_the_container_of_the_running_step(
         assert not client.containers.list(all=True, filters={"label": f"rankone.run={run[1]}"})
 
 
+def test_with_the_embedded_store_a_second_model_is_compared_with_the_first(
+    lock: dict[str, LockedImage], images: Path, tmp_path: Path
+) -> None:
+    """Files pass between a step's container and the process of this machine that holds MLflow."""
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    environment |= {"RANKONE_HOME": str(tmp_path / "home"), "COLUMNS": "200"}
+    told = []
+    for epochs in ("2", "3"):
+        values = SMALL | {"source": "folder", "location": str(images), "metric_epochs": epochs, "minimum_queries": "10"}
+        command = [sys.executable, "-m", "operations.command_line", "run", "--runner=docker"]
+        command += [f"--param={name}={value}" for name, value in values.items()]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=400)
+        assert done.returncode == 0, done.stdout + done.stderr
+        told.append(done.stdout)
+    assert "version 1 is now champion" in told[0]
+    assert re.search(r"of the champion, version 1|version 1, on the same 60 queries", told[1]), told[1]
+    assert not list((tmp_path / "home" / "artifacts").glob("tmp*")), "what was exchanged is gone"
+
+
 class Ear:
     def __init__(self) -> None:
         self.heard: list[str] = []
