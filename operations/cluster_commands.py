@@ -46,7 +46,7 @@ def submit(
     The pipeline is uploaded where the cluster does not have this very version yet. With --wait the exit status says how
     the run ended: 0 when it went through, whatever the gate decided; 1 when it failed.
 
-    Example: [cyan]rankone submit --recipe cifar100 --profile h200 -p location=s3://images/cifar100 --wait[/]
+    Example: [cyan]rankone submit --recipe folder --profile h200 -p source=s3 -p location=s3://images/photos --wait[/]
     """
     from operations import cluster, cluster_runs
     from operations.compile import compile_pipeline
@@ -190,8 +190,9 @@ def with_readable_source(values: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: the location, or another file that a parameter names, is on this machine, where no pod reads it.
     """
-    from operations.run import PATHS, is_here, with_source
+    from operations.run import PATHS, is_here, refuse_what_images_lack, with_source
 
+    refuse_what_images_lack(values)
     location = str(values.get("location", ""))
     if location and "://" not in location:
         raise ValueError(
