@@ -16,7 +16,7 @@ from retrieval.evaluation import KIND as EVALUATION_KIND
 from retrieval.evidence import Evidence
 from retrieval.gate import Outcome, Thresholds, Verdict, decide
 from retrieval.gate_report import facts_of, page_of
-from retrieval.ledger import CHALLENGER, CHAMPION
+from retrieval.ledger import CHALLENGER, CHAMPION, LedgerError
 from retrieval.manifest import FILE_NAME, file_digest, files_in, read_manifest, write_manifest
 from retrieval.model_card import model_card
 from retrieval.model_folder import read_model_manifest
@@ -27,6 +27,7 @@ from retrieval.tracking import PIPELINE_RUN, StepRun, code_version, pipeline_run
 
 KIND, FORMAT_VERSION, DECISION, PAGE = "decision", 2, "decision.json", "gate.md"
 PUBLICATION_FORMAT = 1
+NOT_MOVED = "alias_not_moved"  # the rule, in the tags of a version that won and that the ledger refused
 NOTE = "mlflow.note.content"  # tag that MLflow shows as the run's description
 
 
@@ -146,10 +147,15 @@ def move_alias(name: str, version: int, verdict: Verdict, champion: ModelVersion
         AliasMovedError: somebody moved the alias by hand.
     """
     against = champion.version if champion else None
-    if verdict.outcome == Outcome.PROMOTED:
-        promotion.promote(name, version, verdict.reason, against, report)
-    elif verdict.outcome == Outcome.WAITING:
-        promotion.propose(name, version, verdict.reason, against, report)
+    try:
+        if verdict.outcome == Outcome.PROMOTED:
+            promotion.promote(name, version, verdict.reason, against, report)
+        elif verdict.outcome == Outcome.WAITING:
+            promotion.propose(name, version, verdict.reason, against, report)
+    except LedgerError as error:  # its tags must not say that it won
+        refusal = {"rankone.outcome": str(Outcome.REJECTED), "rankone.rule": NOT_MOVED, "rankone.reason": str(error)}
+        registry.tag_version(name, version, refusal)
+        raise
     for notice in promotion.history(name).notices:
         print(f"Mind: {notice}", flush=True)
 

@@ -294,6 +294,7 @@ def test_two_runs_that_promote_at_the_same_moment_leave_one_champion_and_a_confl
     with pytest.raises(ConflictError, match="was compared with version 1, and champion is version 3 since entry 2 by"):
         bench.promote("two", 0.95)
     assert bench.champion == 3
+    assert (bench.tags(2)["rankone.outcome"], bench.tags(2)["rankone.rule"]) == ("rejected", "alias_not_moved")
     assert bench.promote("two", 0.95)["rule"] == "better", "judged again"
     assert [entry.to for entry in history(bench.name).champion] == [1, 3, 2]
 
