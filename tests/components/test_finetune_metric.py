@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,19 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
         finetune_metric(Params(**quick, seed=seed), dataset, clusters, tmp_path / str(number))
         digests.append(read_model_manifest(tmp_path / str(number)).digest)
     assert digests[0] == digests[1] != digests[2]
+
+
+@pytest.mark.usefixtures("mlflow_home")
+def test_with_quarter_turns_an_epoch_has_four_times_the_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset, clusters = write_inputs(tmp_path)
+    images = []
+    for asked in ("false", "true"):
+        params = Params(**SMALL | {"adjust_epochs": 0, "metric_epochs": 1}, quarter_turns=asked)
+        finetune_metric(params, dataset, clusters, tmp_path / asked)
+        images.append(int(re.findall(r"of ([\d,]+) images, loss", capsys.readouterr().out)[-1].replace(",", "")))
+    assert 3.5 * images[0] <= images[1] <= 4.5 * images[0]
 
 
 @pytest.mark.usefixtures("mlflow_home")
