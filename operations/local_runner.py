@@ -151,12 +151,14 @@ class ProcessTask(StepTask):
 
 
 def missing_outputs(executor_input: dict[str, Any]) -> list[str]:
-    """Names of the declared output artifacts that a task did not report or that do not exist."""
+    """Names of the declared outputs that a task did not report or that do not exist: artifacts, and texts."""
     outputs = executor_input["outputs"]
     report = Path(outputs["outputFile"])
     reported = json.loads(report.read_text())["artifacts"] if report.is_file() else {}
     declared = outputs.get("artifacts", {})
-    return [
+    texts = outputs.get("parameters", {})
+    missing = [name for name, text in texts.items() if not Path(text["outputFile"]).is_file()]
+    return missing + [
         name for name in declared if name not in reported or not Path(reported[name]["artifacts"][0]["uri"]).exists()
     ]
 
@@ -193,7 +195,8 @@ def _adapted(observer: Observer, results: list[StepResult], containers: "Contain
         observer.step_started(step)
         outputs, state = execute(task_name=task_name, **arguments)
         succeeded = state == status.Status.SUCCESS
-        result = StepResult(step, succeeded, succeeded and not ran, time.monotonic() - started, outputs)
+        artifacts = {name: output for name, output in outputs.items() if isinstance(output, dsl.Artifact)}  # no texts
+        result = StepResult(step, succeeded, succeeded and not ran, time.monotonic() - started, artifacts)
         results.append(result)
         observer.step_ended(result)
         return outputs, state

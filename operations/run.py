@@ -94,6 +94,11 @@ def run_here(name: str, values: Mapping[str, Any], runner: Runner = Runner.PROCE
             "Mend the cause and run the same command again: it resumes at this step."
         )
         return FAILED
+    if (reason := skipped(display.results)) is not None:
+        display.console.print(
+            f"\nSkipped (unchanged): {reason}.\nNothing was trained; `-p force=true` trains all the same."
+        )
+        return 0
     report = keep_report(Path(display.results["evaluate"].artifacts["report"].path), folder)
     summary(display.console, display.results, report, next_commands(report))
     return 0
@@ -179,6 +184,11 @@ def record(folder: Path, status: str, results: "Mapping[str, StepResult]") -> No
 def cached_steps(results: "Mapping[str, StepResult]") -> str:
     """Names of the steps that were taken from the cache, for the run's tags."""
     return ", ".join(step for step, result in results.items() if result.cached)
+
+
+def skipped(results: "Mapping[str, StepResult]") -> str | None:
+    """Why there was nothing to train on; None where the run went all the way."""
+    return results["evaluate"].artifacts["report"].metadata.get("skipped")
 
 
 def keep_report(report: Path, folder: Path) -> Path:

@@ -18,6 +18,7 @@ from retrieval.thresholds import Trials
 KIND, FORMAT_VERSION = "evaluation", 2
 EVALUATION, QUERIES = "evaluation.json", "queries.parquet"
 ANSWERS, CHAMPION_ANSWERS = "answers.parquet", "champion_answers.parquet"
+IMAGES, REFERENCE = "images.parquet", "reference.parquet"  # for the runs to come: what is new, what has drifted
 NEIGHBOURS = 8  # kept of each query
 NO_THRESHOLD = "no threshold"
 QUERY_SCHEMA = pa.schema(

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -11,11 +13,13 @@ from components.evaluate.params import Params
 from components.launch import InputPath, OutputPath, Outputs, Scalar, launch
 from retrieval import registry
 from retrieval.answers import Answers
+from retrieval.changes import image_list
 from retrieval.clusters import load_clusters
 from retrieval.dataset import Dataset
 from retrieval.devices import pick_device
+from retrieval.drift import Reference, save_reference
 from retrieval.embedder import Embedder
-from retrieval.evaluation import QUERIES, Evaluation, FeatureLearning, Speed, save_evaluation
+from retrieval.evaluation import IMAGES, QUERIES, REFERENCE, Evaluation, FeatureLearning, Speed, save_evaluation
 from retrieval.feature_map import feature_map
 from retrieval.features import load_features
 from retrieval.manifest import Manifest
@@ -94,8 +98,9 @@ def evaluate(
         )
         if champion is not None:
             digests["champion"] = champion.model_digest
-        save_evaluation(evaluation, measured, judged.queries, digests, answers, champion)
         rows, embeddings = images.rows("test"), judged.embeddings.cpu().numpy()
+        keep_for_later(evaluation, images, measured, embeddings)
+        save_evaluation(evaluation, measured, judged.queries, digests, answers, champion)
         places = feature_map(vectors.values[rows], embeddings, images.labels[rows], seed=params.seed)
         page = render_report(measured, judged.queries, images, artifacts, params.gallery_queries, places)
         report.parent.mkdir(parents=True, exist_ok=True)
@@ -106,6 +111,15 @@ def evaluate(
         run.log_artifact(report, name="report.html")
         run.log_artifact(evaluation / QUERIES)
     return {"evaluation": metadata, "report": {"recall_at_1": measured.recall_at_1}}
+
+
+def keep_for_later(evaluation: Path, images: Dataset, measured: Evaluation, embeddings: np.ndarray) -> None:
+    """Keep what the next run compares itself with: the list of the images, and embeddings of test images."""
+    evaluation.mkdir(parents=True, exist_ok=True)
+    pq.write_table(image_list(images.index), evaluation / IMAGES)
+    classes = np.asarray(images.index["class_name"].to_pylist(), object)[images.rows("test")]
+    reference = Reference(measured.model_digest, embeddings, classes, measured.threshold.value)
+    save_reference(evaluation / REFERENCE, reference)
 
 
 def rows_of(vectors: np.ndarray) -> Embed:

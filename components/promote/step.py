@@ -2,19 +2,22 @@
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from components.launch import InputPath, OutputPath, Outputs, Scalar, launch
+from components.launch import SKIP, TRAIN, InputPath, InputText, OutputPath, Outputs, Scalar, launch
 from components.promote.params import Params
 from retrieval import promotion, registry
 from retrieval.answer_records import find_answers, record_answers
 from retrieval.answers import Answers, load_answers, same_queries
-from retrieval.evaluation import ANSWERS, CHAMPION_ANSWERS, Evaluation, load_evaluation
+from retrieval.changes import TAG
+from retrieval.evaluation import ANSWERS, CHAMPION_ANSWERS, IMAGES, REFERENCE, Evaluation, load_evaluation
 from retrieval.evaluation import FORMAT_VERSION as EVALUATION_FORMAT
 from retrieval.evaluation import KIND as EVALUATION_KIND
 from retrieval.evidence import Evidence
-from retrieval.gate import Outcome, Thresholds, Verdict, decide
+from retrieval.gate import Outcome, Rule, Thresholds, Verdict, decide
 from retrieval.gate_report import facts_of, page_of
 from retrieval.ledger import CHALLENGER, CHAMPION, LedgerError
 from retrieval.manifest import FILE_NAME, file_digest, files_in, read_manifest, write_manifest
@@ -32,12 +35,21 @@ NOTE = "mlflow.note.content"  # tag that MLflow shows as the run's description
 
 
 def promote(
-    params: Params, tuned_model: InputPath, evaluation: InputPath, report: InputPath, decision: OutputPath
+    params: Params,
+    tuned_model: InputPath,
+    evaluation: InputPath,
+    report: InputPath,
+    decision: OutputPath,
+    plan: InputText = InputText(TRAIN),  # noqa: B008 - a text
+    made_from: InputText = InputText(""),  # noqa: B008 - a text
 ) -> Outputs:
     """Register the model, judge it against the champion, and move the alias if the verdict says so.
 
     The same model again makes no second version. Where it is champion already, only what was measured is recorded anew.
+    Where there was nothing to train on, that is recorded and nothing else.
     """
+    if plan.startswith(SKIP):
+        return record_skipped(params, plan.removeprefix(SKIP), made_from, decision)
     name, model = params.registered_model, read_model_manifest(tuned_model)
     measured, numbers = load_evaluation(evaluation), read_manifest(evaluation, EVALUATION_KIND, EVALUATION_FORMAT)
     if measured.model_digest != model.digest:
@@ -45,7 +57,7 @@ def promote(
             f"{evaluation} was measured on the model {measured.model_digest[:12]}, and {tuned_model} holds "
             f"{model.digest[:12]}; evaluate this model, or promote that one."
         )
-    made_from = {"tuned_model": model.digest, "evaluation": numbers.digest, "report": file_digest(report)}
+    digests = {"tuned_model": model.digest, "evaluation": numbers.digest, "report": file_digest(report)}
     answers = load_answers(evaluation / ANSWERS)
     with step_run("promote", params) as run:
         champion = registry.champion(name)
@@ -53,12 +65,16 @@ def promote(
         verdict = decide(evidence, champion_evidence(champion, answers, evaluation), asked(params))
         verdict = held_back(params, verdict)
         judged = interval(measured) | judgement(verdict)
-        tags = lineage(measured) | registry.lineage(pipeline_run(), run.run_id) | judged
+        origin = {TAG: made_from} if made_from else {}
+        tags = lineage(measured) | origin | registry.lineage(pipeline_run(), run.run_id) | judged
         card = model_card(name, tuned_model, model, measured, tags)
         version = registry.register(tuned_model, name, model.digest, tags, run.run_id, measured.versions, card)
         record_answers(version, answers)
-        registry.tag_version(name, version.version, changed(judged, version.tags))
-        published = publish_model(params, version.version, tuned_model, report, made_from)
+        registry.tag_version(name, version.version, changed(judged | origin, version.tags))
+        for file in (IMAGES, REFERENCE):
+            if (evaluation / file).is_file():
+                registry.keep_file(version, evaluation / file, f"data/{file}")
+        published = publish_model(params, version.version, tuned_model, report, digests)
         move_alias(name, version.version, verdict, champion, f"runs:/{run.run_id}/{DECISION}")
         metadata = described(name, verdict, version) | published
         print(f"{headline(metadata)}: {verdict.reason}", flush=True)
@@ -66,8 +82,29 @@ def promote(
             f"Measured on {measured.queries:,} queries of {measured.classes:,} classes; {measured.protocol}", flush=True
         )
         page = page_of(verdict, headline(metadata))
-        save_decision(decision, metadata, verdict, page, made_from)
+        save_decision(decision, facts_of(verdict), metadata, page, digests)
         log_decision(run, metadata, page, decision, report)
+    return {"decision": metadata}
+
+
+def record_skipped(params: Params, reason: str, made_from: str, decision: OutputPath) -> Outputs:
+    """Record that there was nothing to train on."""
+    with step_run("promote", params) as run:
+        champion = registry.champion(params.registered_model)
+        metadata: dict[str, Scalar] = {
+            "outcome": str(Outcome.SKIPPED),
+            "rule": str(Rule.UNCHANGED),
+            "reason": reason,
+            "registered_model": params.registered_model,
+            "alias": "",
+        }
+        if champion is not None:
+            metadata["champion_version"] = champion.version
+        stays = f"; version {champion.version} stays {CHAMPION}" if champion else ""
+        line = f"Skipped ({Rule.UNCHANGED}): {reason}{stays}."
+        print(line, flush=True)
+        save_decision(decision, {TAG: made_from}, metadata, f"**{line}**\n", {})
+        log_decision(run, metadata, f"**{line}**\n", decision)
     return {"decision": metadata}
 
 
@@ -225,21 +262,24 @@ def headline(metadata: dict[str, Scalar]) -> str:
 
 
 def save_decision(
-    folder: Path, metadata: dict[str, Scalar], verdict: Verdict, page: str, made_from: dict[str, str]
+    folder: Path, facts: Mapping[str, Any], metadata: dict[str, Scalar], page: str, made_from: dict[str, str]
 ) -> None:
     """Write the decision folder: decision.json with every number, the page for people, and the manifest."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(facts_of(verdict) | metadata, indent=2, sort_keys=True, allow_nan=False)
+    text = json.dumps({**facts, **metadata}, indent=2, sort_keys=True, allow_nan=False)
     (folder / DECISION).write_text(text + "\n", encoding="utf-8")
     (folder / PAGE).write_text(page, encoding="utf-8")
     write_manifest(folder, KIND, FORMAT_VERSION, made_from)
 
 
-def log_decision(run: StepRun, metadata: dict[str, Scalar], page: str, decision: Path, report: Path) -> None:
+def log_decision(
+    run: StepRun, metadata: dict[str, Scalar], page: str, decision: Path, report: Path | None = None
+) -> None:
     """Put the decision where a person looks for it in MLflow: the page is the run's description."""
     run.log_metrics({key: value for key, value in metadata.items() if isinstance(value, float)})
     run.set_tags({f"rankone.{key}": value for key, value in metadata.items()} | {NOTE: page})
-    run.log_artifact(report, name="report.html")
+    if report is not None:
+        run.log_artifact(report, name="report.html")
     run.log_artifact(decision / DECISION)
     run.log_artifact(decision / PAGE)
 
