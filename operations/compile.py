@@ -10,6 +10,7 @@ import yaml
 
 from operations.code_version import step_version
 from operations.profiles import Profile
+from retrieval.tracking import IMAGE
 
 PACKAGE, RESOURCES = "package", "crd"  # the formats
 FORMATS = (PACKAGE, RESOURCES)
@@ -106,4 +107,6 @@ def _pin(text: str, images: Mapping[str, str] | None) -> str:
         if images is not None and image not in images:
             raise ValueError(f"{step} runs in {image}, which is not among the images: {', '.join(sorted(images))}.")
         container["image"] = images[image] if images is not None else f"{image}:{step_version(step)}"
+        if images is not None:  # what a step tells of itself: an image cannot know its own digest
+            container.setdefault("env", []).append({"name": IMAGE, "value": images[image]})
     return comment + yaml.safe_dump_all([specification, *platforms], sort_keys=True)
