@@ -12,6 +12,7 @@ def promote(
     evaluation: Input[Artifact],
     report: Input[HTML],
     decision: Output[Artifact],
+    verdict_page: Output[HTML],
 ) -> None:
     """Register the model in MLflow, and move the alias `champion` to it if it earns it.
 

@@ -113,6 +113,7 @@ def test_a_first_run_does_every_step_and_promotes(pipeline: Pipeline, first: sub
     assert set(versions) == {1}
     assert aliases == {"champion": 1}
     assert "<html" in (pipeline.latest() / "report.html").read_text()
+    assert "is now champion" in (pipeline.latest() / "verdict.html").read_text()
     assert (pipeline.latest() / "pipeline.yaml").is_file()
 
 
