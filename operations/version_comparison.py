@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from retrieval.comparison import ClassChange
     from retrieval.gate import Check
 
-MOST_SHOWN = 200  # queries of either gallery: a page of 2 MB
+MOST_SHOWN = 200  # queries of either gallery: a page of 3 MB
 CLASSES_SHOWN = 5  # that fall, and that gain
 
 

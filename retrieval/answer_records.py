@@ -7,10 +7,10 @@ from pathlib import Path
 
 from retrieval.answers import Answers, load_answers, save_answers
 from retrieval.pictures import load_pictures
-from retrieval.registry import ModelVersion, fetch_file, keep_file, kept_files
+from retrieval.registry import ANSWERS, PICTURES, ModelVersion, fetch_file, keep_file, kept_files
 from retrieval.tracking import exchange_folder
 
-ANSWERS, PICTURES, SUFFIX = "answers", "pictures", ".parquet"  # folders of the run's artifacts, and how files end
+SUFFIX = ".parquet"
 
 
 def record_answers(found: ModelVersion, answers: Answers) -> None:

@@ -25,6 +25,7 @@ from retrieval.tracking import PIPELINE_RUN, client, error_code, loading, open_c
 KEY = "rankone.key"  # tag that makes a second registration of the same model find the first
 CARD = "model_card.md"
 JUDGED = ("rankone.outcome", "rankone.rule", "rankone.reason")  # tags of a version that hold in its own registry only
+ANSWERS, PICTURES = "answers", "pictures"  # folders of what is kept with the run of a version
 OF_STEPS = {  # tags of a version, each told by its steps under another tag, where they know
     "rankone.image_digests": "rankone.image",
     "rankone.devices": "rankone.device",
@@ -404,9 +405,17 @@ def _copy_version(name: str, number: int, into: str) -> dict[str, Any]:
         run = client().create_run(experiment_of(into), tags={"rankone.kind": "copy"} | origin, run_name=label)
         logged = _new_logged_model(run.info.run_id)
         _log_files(logged, folder)
+        for kept in (ANSWERS, PICTURES):
+            _copy_kept(version.run_id or "", run.info.run_id, kept)
         client().set_terminated(run.info.run_id)
     tags = {label: text for label, text in version.tags.items() if label not in JUDGED} | origin
     return _described(_create_version(into, logged, run.info.run_id, tags, version.description or ""))
+
+
+def _copy_kept(run_id: str, into: str, folder: str) -> None:
+    for name in _kept_files(run_id, folder) if run_id else []:
+        with tempfile.TemporaryDirectory() as temporary:
+            client().log_artifact(into, _fetch_file(run_id, name, temporary), folder)
 
 
 def _download(name: str, number: int, folder: Path) -> Path:

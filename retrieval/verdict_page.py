@@ -115,7 +115,7 @@ def render_verdict(
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters |= {"percent": _percent, "points": _points, "shorten": shortened}
+    environment.filters |= {"percent": _percent, "points": _points, "shorten": shortened, "web": web_address}
     sides = [candidate] + ([champion] if champion else [])
     fixed, broken = galleries(candidate, champion)
     page = environment.get_template(TEMPLATE).render(
@@ -290,7 +290,10 @@ def sections_of(
     candidate: Side, champion: Side | None, commands: Iterable[Command]
 ) -> dict[str, list[tuple[str, str]]]:
     """What the page tells beside the gate's table, for a page in Markdown: by title, rows of label and text."""
-    links = [(side.role, side.address or side.name) for side in (candidate, champion) if side]
+    sides = [side for side in (candidate, champion) if side]
+    links = [
+        (side.role, f"[{side.name}]({side.address})" if web_address(side.address) else side.name) for side in sides
+    ]
     found = {
         "Versions": links,
         "Commands": [(command.purpose, f"`{command.line}`") for command in commands],

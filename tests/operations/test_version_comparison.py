@@ -176,3 +176,15 @@ def test_a_comparison_outlives_the_pictures_and_broken_answers(
     client().log_artifact(third.run_id, str(broken), "answers")
     with pytest.raises(ValueError, match="have no answers to the same test images"):
         said("compare", "2", "3")
+
+
+def test_copies_for_production_can_be_compared(
+    model: str, make: Register, mlflow_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    into = f"prod.{model}"
+    for number, wrong in enumerate((range(40), range(30)), start=1):
+        make(f"weights {number}", wrong, ONE)
+        said("promote", str(number), "--into", into, "--reason", "Release.")
+    monkeypatch.setattr(registry, "registered_models", lambda: [into])
+    found = asked("compare", "1", "2")
+    assert (found["model"], found["comparison"]["fixed"], found["pictures_kept"]) == (into, 10, 200)

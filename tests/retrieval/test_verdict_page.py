@@ -110,6 +110,10 @@ def test_nothing_is_loaded_and_nothing_runs() -> None:
     assert found.loads
     assert all(address.startswith("data:image/png;base64,") for address in found.loads)
     assert found.links == ["https://mlflow.example/#/models/m/versions/5"], "what is no address of the web is no link"
+    its_run = TAGS | {"rankone.pipeline_address": "https://kfp.example/#/runs/details/1?a=1&b=2"}
+    assert Reader(page(candidate=Side("candidate", "m", "", its_run, NEW))).links == [
+        "https://kfp.example/#/runs/details/1?a=1&b=2"
+    ]
     assert not found.handlers
     assert not found.tags & {"script", "iframe", "object", "embed", "form", "link", "base", "svg"}
     assert not re.search(r"@import|url\(", text)
@@ -216,7 +220,7 @@ def test_markdown_tells_the_same() -> None:
     found = sections_of(
         candidate, Side("champion", "m version 4", "https://x.example"), commands_for("m", 5, judged(), 4, 4)
     )
-    assert found["Versions"] == [("candidate", "m version 5"), ("champion", "https://x.example")]
+    assert found["Versions"] == [("candidate", "m version 5"), ("champion", "[m version 4](https://x.example)")]
     assert ("Go back to version 4", '`rankone rollback --to 4 --model m --reason "..."`') in found["Commands"]
     assert ("images trained on", "12,345") in found["Cost"]
     assert ("image of pretrain", "there/training@sha256:1") in found["Lineage"]
