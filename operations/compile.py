@@ -10,6 +10,7 @@ import yaml
 
 from operations.code_version import step_version
 from operations.profiles import Profile
+from retrieval.tracking import IMAGE
 
 PACKAGE, RESOURCES = "package", "crd"  # the formats
 FORMATS = (PACKAGE, RESOURCES)
@@ -111,6 +112,8 @@ def _pin(text: str, images: Mapping[str, str] | None) -> str:
         if images is not None and image not in images:
             raise ValueError(f"{step} runs in {image}, which is not among the images: {', '.join(sorted(images))}.")
         container["image"] = images[image] if images is not None else f"{image}:{step_version(step)}"
+        if images is not None:  # what a step tells of itself: an image cannot know its own digest
+            container.setdefault("env", []).append({"name": IMAGE, "value": images[image]})
         pinned[step] = container
     code = hashlib.sha256(json.dumps({step: each["image"] for step, each in pinned.items()}, sort_keys=True).encode())
     pinned[CHANGES_STEP].setdefault("env", []).append({"name": PIPELINE_CODE, "value": code.hexdigest()})

@@ -103,8 +103,15 @@ def run_compiled(
 class StepTask:
     """Runs the command of a container component; stands where kfp.local expects its own task handler."""
 
-    def __init__(self, observer: Observer, full_command: list[str], env_vars: dict[str, str] | None, **_: Any) -> None:
-        self._observer, self._command, self._environment = observer, full_command, env_vars or {}
+    def __init__(
+        self,
+        observer: Observer,
+        full_command: list[str],
+        env_vars: dict[str, str] | None,
+        image: str = "",
+        **_: Any,
+    ) -> None:
+        self._observer, self._command, self._environment, self._image = observer, full_command, env_vars or {}, image
         self._step = full_command[full_command.index("-m") + 1].split(".")[1]
 
     def run(self) -> status.Status:
@@ -130,6 +137,8 @@ class ProcessTask(StepTask):
     def _run_program(self) -> int:
         command = [sys.executable, *self._command[1:]] if self._command[0] == "python" else self._command
         environment = {"GOMP_SPINCOUNT": SPIN_COUNT, **os.environ, "PYTHONUNBUFFERED": "1", **self._environment}
+        if version := self._image.partition(":")[2]:  # of the step's code, as the pipeline was compiled
+            environment["RANKONE_CODE_VERSION"] = version
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

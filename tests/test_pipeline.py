@@ -113,6 +113,9 @@ def test_a_step_runs_in_the_image_that_is_given(tmp_path: Path) -> None:
     compiled = yaml.safe_load(compile_pipeline(tmp_path / "pipeline.yaml", images=images).read_text())
     found = [executor["container"]["image"] for executor in compiled["deploymentSpec"]["executors"].values()]
     assert set(found) == set(images.values())
+    for executor in compiled["deploymentSpec"]["executors"].values():
+        told = {variable["name"]: variable["value"] for variable in executor["container"]["env"]}
+        assert told == {"RANKONE_IMAGE": executor["container"]["image"]}, "an image cannot know its own digest"
     del images["rankone-registry"]
     with pytest.raises(ValueError, match="promote runs in rankone-registry, which is not among the images"):
         compile_pipeline(tmp_path / "pipeline.yaml", images=images)

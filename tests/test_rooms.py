@@ -31,7 +31,7 @@ TORCH_FREE = {
     "tracking_process",
     "registry",
 }
-TORCH_FREE |= {"ledger", "promotion"}
+TORCH_FREE |= {"ledger", "promotion", "comparison", "gate", "version_comparison"}
 
 
 def imports_of(path: Path) -> set[str]:

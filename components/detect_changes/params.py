@@ -17,6 +17,7 @@ OPERATIONAL = {
     "force": "whether to train all the same",
     "location": "where the images lie; the digest of the data says what they are",
     "maximum_age_days": "when to train all the same",
+    "pictures_kept": "how many pictures are kept for pages",
     "publish_to": "where copies go",
     "registered_model": "whose versions are looked at",
     "skip_unchanged": "whether anything is skipped",

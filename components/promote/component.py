@@ -12,6 +12,7 @@ def promote(
     evaluation: Input[Artifact],
     report: Input[HTML],
     decision: Output[Artifact],
+    verdict_page: Output[HTML],
     plan: str,
     made_from: str,
 ) -> None:
