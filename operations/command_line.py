@@ -12,7 +12,16 @@ from rich.console import Console
 from rich.table import Table
 
 from components.launch import text_of
-from operations import cluster_commands, image_lock, models, network, parameters, profiles, recipes
+from operations import (
+    cluster_commands,
+    image_lock,
+    models,
+    network,
+    parameters,
+    profiles,
+    recipes,
+    schedule_commands,
+)
 from operations.run import Runner, run_here
 
 BAD_INPUT = 2
@@ -185,6 +194,7 @@ def profiles_command() -> None:
 for command in cluster_commands.COMMANDS:
     app.command()(command)
 models.add_commands(app)
+app.add_typer(schedule_commands.schedule, name="schedule")
 
 
 def main() -> None:
