@@ -21,6 +21,7 @@ from operations import (
     profiles,
     recipes,
     schedule_commands,
+    status,
 )
 from operations.run import Runner, run_here
 
@@ -195,6 +196,7 @@ for command in cluster_commands.COMMANDS:
     app.command()(command)
 models.add_commands(app)
 app.add_typer(schedule_commands.schedule, name="schedule")
+app.command(name="status")(status.status_command)
 
 
 def main() -> None:
