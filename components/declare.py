@@ -31,7 +31,7 @@ def container_component(image: str, params: type) -> Callable[[Callable[..., Non
 
         def container(*values: Any, **named: Any) -> dsl.ContainerSpec:
             given = inspect.Signature(artifacts + knobs).bind(*values, **named).arguments
-            options = [f"--{artifact.name}={given[artifact.name].path}" for artifact in artifacts]
+            options = [f"--{artifact.name}={given[artifact.name].path}" for artifact in artifacts if has_path(artifact)]
             options += [f"--{knob.name}={given[knob.name]}" for knob in knobs]
             options += [f"--pipeline-run={dsl.PIPELINE_JOB_ID_PLACEHOLDER}"]
             options += [f"--pipeline-task={dsl.PIPELINE_TASK_NAME_PLACEHOLDER}", "--executor-input", "{{$}}"]
@@ -42,6 +42,11 @@ def container_component(image: str, params: type) -> Callable[[Callable[..., Non
         return dsl.container_component(described)
 
     return decorate
+
+
+def has_path(artifact: inspect.Parameter) -> bool:
+    """Whether an argument is a file or folder; how the steps ended, which an exit handler takes, is neither."""
+    return artifact.annotation is not dsl.PipelineTaskFinalStatus
 
 
 def knob_parameters(params: type) -> list[inspect.Parameter]:

@@ -18,6 +18,7 @@ from typing import Any, NewType, NoReturn, get_args, get_origin, get_type_hints
 
 InputPath = NewType("InputPath", Path)
 OutputPath = NewType("OutputPath", Path)
+FinalStatus = NewType("FinalStatus", dict[str, Any])  # how the steps ended that an exit handler waited for, by KFP
 Scalar = str | int | float | bool
 Outputs = Mapping[str, Mapping[str, Scalar]]  # metadata of each output artifact, by its name
 
@@ -55,7 +56,7 @@ def launch(
         if first:
             _clear(artifacts, paths, under_kfp=executor_input is not None)
         started = time.monotonic()
-        outputs = step(params, **artifacts)
+        outputs = step(params, **artifacts, **final_status(step, executor_input))
         seconds = {"step_seconds": round(time.monotonic() - started, 3)}  # the step's own work, without its start
         if first:
             timed = {name: {**metadata, **seconds} for name, metadata in outputs.items()}
@@ -77,6 +78,14 @@ def artifact_arguments(step: Callable[..., Outputs]) -> dict[str, type]:
     return {
         name: hints[name] for name in inspect.signature(step).parameters if hints.get(name) in (InputPath, OutputPath)
     }
+
+
+def final_status(step: Callable[..., Outputs], executor_input: dict[str, Any] | None) -> dict[str, FinalStatus]:
+    """The argument of an exit handler that takes how the steps ended; empty in a shell. KFP gives it to no other."""
+    values = ((executor_input or {}).get("inputs") or {}).get("parameterValues") or {}
+    hints = get_type_hints(step)
+    names = [name for name in inspect.signature(step).parameters if hints.get(name) is FinalStatus]
+    return {name: FinalStatus(values.get(name) or {}) for name in names}
 
 
 def params_from(params_type: type, texts: Mapping[str, str]) -> Any:
@@ -172,7 +181,7 @@ def _report(
         print(json.dumps({name: dict(metadata) for name, metadata in outputs.items()}, indent=2))
         return
     report = {}
-    for name, listed in executor_input["outputs"]["artifacts"].items():
+    for name, listed in executor_input["outputs"].get("artifacts", {}).items():
         artifact = listed["artifacts"][0]
         report[name] = {"artifacts": [artifact | {"metadata": dict(outputs[name])}]}
     path = Path(executor_input["outputs"]["outputFile"])

@@ -13,7 +13,7 @@ from typing import get_origin, get_type_hints
 import pytest
 
 from components.descriptions import knob_descriptions
-from components.launch import InputPath, artifact_arguments
+from components.launch import FinalStatus, InputPath, artifact_arguments
 from operations.parameters import params_type, step_names
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +32,7 @@ TORCH_FREE = {
     "registry",
 }
 TORCH_FREE |= {"ledger", "promotion"}
+TORCH_FREE |= {"announcement", "news", "run_records", "webhook"}
 
 
 def imports_of(path: Path) -> set[str]:
@@ -53,8 +54,8 @@ def sources(folder: str) -> Iterator[Path]:
     yield from sorted((ROOT / folder).rglob("*.py"))
 
 
-def test_there_are_seven_steps() -> None:
-    assert len(STEPS) == 7
+def test_there_are_eight_steps() -> None:
+    assert len(STEPS) == 8
 
 
 @pytest.mark.parametrize("path", list(sources("retrieval")), ids=lambda path: path.name)
@@ -117,17 +118,21 @@ def test_steps_load_without_kfp() -> None:
 
 
 def test_data_and_registry_steps_load_without_torch() -> None:
-    assert "torch" not in loaded_by("import components.prepare_data.step, components.promote.step")
+    assert "torch" not in loaded_by(
+        "import components.prepare_data.step, components.promote.step, components.announce.step"
+    )
 
 
 @pytest.mark.parametrize("step", STEPS)
 def test_the_declared_artifacts_are_the_steps_arguments(step: str) -> None:
     component = getattr(importlib.import_module(f"components.{step}.component"), step)
-    arguments = artifact_arguments(getattr(importlib.import_module(f"components.{step}.step"), step))
+    function = getattr(importlib.import_module(f"components.{step}.step"), step)
+    arguments = artifact_arguments(function)
     knobs = {field.name for field in dataclasses.fields(params_type(step))}
     inputs = {name for name, kind in arguments.items() if kind is InputPath}
     assert not knobs & set(arguments), "a knob and an artifact of one name are one option of the command line"
-    assert set(component.component_spec.inputs or {}) - knobs == inputs
+    told = {name for name, kind in get_type_hints(function).items() if kind is FinalStatus}
+    assert set(component.component_spec.inputs or {}) - knobs == inputs | told
     assert set(component.component_spec.outputs or {}) == set(arguments) - inputs
     assert component.component_spec.name == step.replace("_", "-")
     assert component.component_spec.description
