@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from components.launch import text_of
-from operations import cluster_commands, image_lock, models, network, parameters, profiles, recipes
+from operations import cluster_commands, image_lock, models, network, parameters, profiles, recipes, version_comparison
 from operations.run import Runner, run_here
 
 BAD_INPUT = 2
@@ -185,6 +185,7 @@ def profiles_command() -> None:
 for command in cluster_commands.COMMANDS:
     app.command()(command)
 models.add_commands(app)
+app.command()(version_comparison.compare)
 
 
 def main() -> None:

@@ -101,7 +101,13 @@ def run_here(name: str, values: Mapping[str, Any], runner: Runner = Runner.PROCE
             "Mend the cause and run the same command again: it resumes at this step."
         )
         return FAILED
-    report = keep_report(Path(display.results["evaluate"].artifacts["report"].path), folder)
+    keep_page(Path(display.results["promote"].artifacts["verdict_page"].path), folder / "verdict.html")
+    if (reason := skipped(display.results)) is not None:
+        display.console.print(
+            f"\nSkipped (unchanged): {reason}.\nNothing was trained; `-p force=true` trains all the same."
+        )
+        return 0
+    report = keep_page(Path(display.results["evaluate"].artifacts["report"].path), folder / "report.html")
     summary(display.console, display.results, report, next_commands(report))
     return 0
 
@@ -200,10 +206,14 @@ def cached_steps(results: "Mapping[str, StepResult]") -> str:
     return ", ".join(step for step, result in results.items() if result.cached)
 
 
-def keep_report(report: Path, folder: Path) -> Path:
-    """Copy the report beside the run's logs, under a name that a browser opens."""
-    kept = folder / "report.html"
-    shutil.copyfile(report, kept)
+def skipped(results: "Mapping[str, StepResult]") -> str | None:
+    """Why there was nothing to train on; None where the run went all the way."""
+    return results["evaluate"].artifacts["report"].metadata.get("skipped")
+
+
+def keep_page(page: Path, kept: Path) -> Path:
+    """Copy a page beside the run's logs, under a name that a browser opens."""
+    shutil.copyfile(page, kept)
     return kept
 
 
