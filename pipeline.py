@@ -1,6 +1,8 @@
 """The DAG: which step feeds which.
 
 images -> dataset -> plan -> features -> clusters -> model -> tuned model -> evaluation -> registry
+
+and at the end, whatever came of it, a message.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +12,7 @@ from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 from kfp.dsl.pipeline_task import PipelineTask
 
+from components.announce.component import announce
 from components.co_cluster.component import co_cluster
 from components.declare import with_knobs_of
 from components.detect_changes.component import detect_changes
@@ -30,6 +33,7 @@ STEPS: tuple[BaseComponent, ...] = (
     finetune_softmax,
     evaluate,
     promote,
+    announce,
 )
 
 
@@ -51,8 +55,12 @@ def build(settings: Sequence[Setting] = (), place: Place | None = None) -> BaseC
     @with_knobs_of(*STEPS, settings=settings)
     def rankone(knobs: Callable[[BaseComponent], dict[str, Any]], given: Mapping[str, Any]) -> None:
         """Trains, judges and promotes an image-retrieval model; every knob of every step is a parameter."""
-        for task in connect(knobs):
-            if place:
+        announced = announce(**knobs(announce))
+        announced.set_caching_options(False)  # every run has news of its own
+        with dsl.ExitHandler(announced, name="steps"):
+            tasks = connect(knobs)
+        if place:
+            for task in [*tasks, announced]:
                 place(task, given)
 
     return rankone

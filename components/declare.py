@@ -41,7 +41,8 @@ def container_component(
 
         def container(*values: Any, **named: Any) -> dsl.ContainerSpec:
             given = inspect.Signature([*passed, *knobs, *further]).bind(*values, **named).arguments
-            options = [f"--{each.name}={getattr(given[each.name], 'path', given[each.name])}" for each in passed]
+            told = [each for each in passed if each.annotation is not dsl.PipelineTaskFinalStatus]  # it is in {{$}}
+            options = [f"--{each.name}={getattr(given[each.name], 'path', given[each.name])}" for each in told]
             options += [f"--{knob.name}={given[knob.name]}" for knob in knobs]
             options += [f"--{PARAMETER}{knob.name}={given[knob.name]}" for knob in further]
             options += [f"--pipeline-run={dsl.PIPELINE_JOB_ID_PLACEHOLDER}"]

@@ -19,6 +19,7 @@ from typing import Any, NewType, NoReturn, get_args, get_origin, get_type_hints
 
 InputPath = NewType("InputPath", Path)
 OutputPath = NewType("OutputPath", Path)
+FinalStatus = NewType("FinalStatus", dict[str, Any])  # how the steps ended that an exit handler waited for, by KFP
 InputText = NewType("InputText", str)  # a text that an earlier step wrote
 OutputText = NewType("OutputText", Path)  # where a step writes a text
 PipelineParameters = NewType("PipelineParameters", dict[str, str])  # every parameter of the pipeline, as a text
@@ -72,7 +73,7 @@ def launch(
             made = {name: path for name, path in artifacts.items() if paths[name] is OutputPath}
             outputs: Outputs = _skip(plan.removeprefix(SKIP), made, executor_input) if first else {}
         else:
-            outputs = step(params, **artifacts, **texts)
+            outputs = step(params, **artifacts, **texts, **final_status(step, executor_input))
         seconds = {"step_seconds": round(time.monotonic() - started, 3)}  # the step's own work, without its start
         if first:
             timed = {name: {**metadata, **seconds} for name, metadata in outputs.items()}
@@ -94,6 +95,14 @@ def artifact_arguments(step: Callable[..., Outputs]) -> dict[str, type]:
     return {
         name: hints[name] for name in inspect.signature(step).parameters if hints.get(name) in (InputPath, OutputPath)
     }
+
+
+def final_status(step: Callable[..., Outputs], executor_input: dict[str, Any] | None) -> dict[str, FinalStatus]:
+    """The argument of an exit handler that takes how the steps ended; empty in a shell. KFP gives it to no other."""
+    values = ((executor_input or {}).get("inputs") or {}).get("parameterValues") or {}
+    hints = get_type_hints(step)
+    names = [name for name in inspect.signature(step).parameters if hints.get(name) is FinalStatus]
+    return {name: FinalStatus(values.get(name) or {}) for name in names}
 
 
 def text_arguments(step: Callable[..., Outputs]) -> dict[str, type]:
@@ -185,7 +194,7 @@ def _take_texts(step: Callable[..., Outputs], options: dict[str, str]) -> dict[s
 def _skip(reason: str, outputs: dict[str, Path], executor_input: dict[str, Any] | None) -> Outputs:
     """Write what stands for the outputs of a step that has nothing to do: a page where KFP shows one, or a folder."""
     print(f"Skipped: {reason}", flush=True)
-    listed = executor_input["outputs"]["artifacts"] if executor_input else {}
+    listed = executor_input["outputs"].get("artifacts", {}) if executor_input else {}
     facts = {"kind": SKIPPED_KIND, "format_version": SKIPPED_FORMAT, "reason": reason}
     for name, path in outputs.items():
         if name in listed and listed[name]["artifacts"][0].get("type", {}).get("schemaTitle") == "system.HTML":
@@ -230,7 +239,7 @@ def _report(
         print(json.dumps({name: dict(metadata) for name, metadata in outputs.items()}, indent=2))
         return
     report = {}
-    for name, listed in executor_input["outputs"]["artifacts"].items():
+    for name, listed in executor_input["outputs"].get("artifacts", {}).items():
         artifact = listed["artifacts"][0]
         report[name] = {"artifacts": [artifact | {"metadata": dict(outputs[name])}]}
     path = Path(executor_input["outputs"]["outputFile"])

@@ -15,6 +15,7 @@ from retrieval.tracking import IMAGE
 PACKAGE, RESOURCES = "package", "crd"  # the formats
 FORMATS = (PACKAGE, RESOURCES)
 CHANGES_STEP, PIPELINE_CODE = "detect_changes", "RANKONE_PIPELINE_CODE"
+NO_PART_OF_A_MODEL = ("announce",)  # steps whose code changes no model
 
 
 def compile_pipeline(
@@ -115,6 +116,7 @@ def _pin(text: str, images: Mapping[str, str] | None) -> str:
         if images is not None:  # what a step tells of itself: an image cannot know its own digest
             container.setdefault("env", []).append({"name": IMAGE, "value": images[image]})
         pinned[step] = container
-    code = hashlib.sha256(json.dumps({step: each["image"] for step, each in pinned.items()}, sort_keys=True).encode())
+    made_by = {step: each["image"] for step, each in pinned.items() if step not in NO_PART_OF_A_MODEL}
+    code = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode())
     pinned[CHANGES_STEP].setdefault("env", []).append({"name": PIPELINE_CODE, "value": code.hexdigest()})
     return comment + yaml.safe_dump_all([specification, *platforms], sort_keys=True)

@@ -27,6 +27,7 @@ from retrieval.tracking_process import SOCKET
 
 PASSED = ("AWS_", "MLFLOW_", "RANKONE_", "OMP_", "GOMP_", "CUDA_VISIBLE_DEVICES", "NCCL_", "TORCH_LOGS")
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")  # in either case
+OF_ONE_STEP = {"RANKONE_WEBHOOK_URL": "announce"}  # secrets that no other step is given
 KEPT_BACK = ("RANKONE_HOME", "RANKONE_CODE_VERSION", IMAGE, SOCKET)  # the image has its own, or the container another
 WRITTEN = ("RANKONE_CHECKPOINTS",)  # variables that may name a folder, which is mounted to be written to
 FILES = (  # variables that name a file, which is mounted at its own path
@@ -156,7 +157,12 @@ class ContainerTask(StepTask):
         mounts = [Mount(str(path), str(path), "bind", read_only=True) for path in self._containers.sources]
         mounts += [Mount(str(path), str(path), "bind") for path in (*self._containers.written, self._artifacts)]
         mounts.append(Mount(TEMPORARY, str(scratch), "bind"))
-        environment = {**self._containers.environment, **self._environment}
+        passed = {
+            name: value
+            for name, value in self._containers.environment.items()
+            if OF_ONE_STEP.get(name, self._step) == self._step
+        }
+        environment = {**passed, **self._environment}
         if self._containers.tracking_socket:
             mounts.append(Mount(SOCKET_FOLDER, str(self._containers.tracking_socket.parent), "bind"))
             environment[SOCKET] = f"{SOCKET_FOLDER}/{self._containers.tracking_socket.name}"

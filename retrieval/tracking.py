@@ -221,10 +221,10 @@ def perform(writer: "RunWriter", action: str, arguments: Mapping[str, Any]) -> A
 
 
 def _actions(writer: "RunWriter") -> dict[str, Callable[..., Any]]:
-    from retrieval import promotion, registry
+    from retrieval import promotion, registry, run_records
 
     own = ("start_step", "start_pipeline", "run_id", "log_metrics", "log_params", "set_tags", "log_artifact", "end")
-    return {name: getattr(writer, name) for name in own} | registry.ACTIONS | promotion.ACTIONS
+    return {name: getattr(writer, name) for name in own} | registry.ACTIONS | promotion.ACTIONS | run_records.ACTIONS
 
 
 class RunWriter:

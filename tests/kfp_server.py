@@ -41,6 +41,7 @@ STEPS = (
     "finetune-softmax",
     "evaluate",
     "promote",
+    "announce",
 )
 BORN = "2026-03-01T10:00:00+00:00"
 KINDS = {"STRING": str, "NUMBER_INTEGER": (int, float), "NUMBER_DOUBLE": (int, float), "BOOLEAN": bool, "LIST": list,

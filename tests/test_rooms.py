@@ -13,7 +13,7 @@ from typing import get_origin, get_type_hints
 import pytest
 
 from components.descriptions import knob_descriptions
-from components.launch import PLAN, InputPath, InputText, OutputText, artifact_arguments, text_arguments
+from components.launch import PLAN, FinalStatus, InputPath, InputText, OutputText, artifact_arguments, text_arguments
 from operations.parameters import all_knobs, params_type, step_names
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +32,7 @@ TORCH_FREE = {
     "registry",
 }
 TORCH_FREE |= {"ledger", "promotion", "comparison", "gate", "version_comparison"}
+TORCH_FREE |= {"announcement", "news", "run_records", "webhook"}
 
 
 def imports_of(path: Path) -> set[str]:
@@ -53,8 +54,8 @@ def sources(folder: str) -> Iterator[Path]:
     yield from sorted((ROOT / folder).rglob("*.py"))
 
 
-def test_there_are_eight_steps() -> None:
-    assert len(STEPS) == 8
+def test_there_are_nine_steps() -> None:
+    assert len(STEPS) == 9
 
 
 @pytest.mark.parametrize("path", list(sources("retrieval")), ids=lambda path: path.name)
@@ -117,7 +118,9 @@ def test_steps_load_without_kfp() -> None:
 
 
 def test_data_and_registry_steps_load_without_torch() -> None:
-    assert "torch" not in loaded_by("import components.prepare_data.step, components.promote.step")
+    assert "torch" not in loaded_by(
+        "import components.prepare_data.step, components.promote.step, components.announce.step"
+    )
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -127,7 +130,8 @@ def test_the_declared_artifacts_are_the_steps_arguments(step: str) -> None:
     arguments, texts = artifact_arguments(function), text_arguments(function)
     read = {name for name, kind in texts.items() if kind is InputText}
     written = {name for name, kind in texts.items() if kind is OutputText}
-    if "dataset" not in component.component_spec.outputs and PLAN not in written:
+    read |= {name for name, kind in get_type_hints(function).items() if kind is FinalStatus}
+    if arguments and "dataset" not in component.component_spec.outputs and PLAN not in written:
         read.add(PLAN)  # which the launcher reads
     knobs = {field.name for field in dataclasses.fields(params_type(step))}
     inputs = {name for name, kind in arguments.items() if kind is InputPath}

@@ -22,6 +22,7 @@ OPERATIONAL = {
     "registered_model": "whose versions are looked at",
     "skip_unchanged": "whether anything is skipped",
     "source_fingerprint": "stands for the data in a cache",
+    "webhook_format": "how a receiver is told",
     "workers": "how many processes read images",
 }
 

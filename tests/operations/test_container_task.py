@@ -87,6 +87,14 @@ def test_the_environment_is_passed_by_name() -> None:
     assert passed_environment(environment | of_this_machine) == environment
 
 
+def test_the_address_of_the_receiver_is_given_to_the_step_that_posts_alone(tmp_path: Path) -> None:
+    containers = Containers("run", environment={"RANKONE_WEBHOOK_URL": "https://a/token", "AWS_REGION": "here"})
+    assert settings(containers, tmp_path)["environment"] == {"SEEN": "1", "AWS_REGION": "here"}
+    command = ["python", "-m", "components.announce.step"]
+    task = ContainerTask(Ear(), containers, "an-image", str(tmp_path), full_command=command, env_vars={}, runner=None)
+    assert task._settings(tmp_path)["environment"]["RANKONE_WEBHOOK_URL"] == "https://a/token"
+
+
 def test_an_image_is_named_so_that_it_cannot_be_another() -> None:
     assert known_as("registry.example/a@sha256:1", "sha256:2") == "registry.example/a@sha256:1"
     assert known_as("rankone-data:c0de", "sha256:2") == "rankone-data:c0de sha256:2"

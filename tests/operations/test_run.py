@@ -64,12 +64,12 @@ class Pipeline:
 
 def ran(output: str) -> list[str]:
     """Steps that did work, in order."""
-    started = re.findall(r"^\[\d/8\] (\w+)$", output, flags=re.MULTILINE)
+    started = re.findall(r"^\[\d/\d\] (\w+)$", output, flags=re.MULTILINE)
     return [step for step in started if step in STEPS]
 
 
 def from_cache(output: str) -> list[str]:
-    return re.findall(r"^\[\d/8\] (\w+)  done before", output, flags=re.MULTILINE)
+    return re.findall(r"^\[\d/\d\] (\w+)  done before", output, flags=re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +224,7 @@ def test_ctrl_c_and_kill_stop_the_running_step(pipeline: Pipeline, changed: Path
     )
     assert process.stdout is not None
     seen = ""
-    while "[3/8] pretrain" not in seen:
+    while "] pretrain" not in seen:
         line = process.stdout.readline()
         assert line, seen + (process.stderr.read() if process.stderr else "")
         seen += line
