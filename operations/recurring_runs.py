@@ -20,6 +20,7 @@ from operations.schedules import LATEST, Change, File, Live, Schedule, mark_of, 
 PAGE = 100
 GONE = "(deleted)"
 NOT_FOUND = 404
+ORPHAN = "ORPHAN"
 UNKNOWN = datetime.datetime(1970, 1, 2, tzinfo=datetime.UTC)  # the server writes the first of January for no time
 
 
@@ -151,10 +152,11 @@ def set_enabled(client: Client, live: Live, enabled: bool) -> None:
 
 
 def delete(client: Client, live: Live) -> None:
-    """Delete a recurring run; its runs stay. One that is gone already is no error."""
+    """Delete a recurring run; its runs stay, and those at work go on. One that is gone already is no error."""
+    api = kfp_server_api.RecurringRunServiceApi(client.api_client)
     try:
-        with answered():
-            client.delete_recurring_run(live.id)
+        with answered():  # kfp's own call cannot say orphan, and the runs at work would be deleted with their schedule
+            api.recurring_run_service_delete_recurring_run(live.id, propagation_policy=ORPHAN)
     except ClusterError as error:
         if error.status != NOT_FOUND:
             raise

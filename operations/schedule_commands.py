@@ -75,7 +75,7 @@ def apply(
         wanted = recurring_runs.settled(client, wanted)
         if no_release:
             refuse_what_was_never_released(client, wanted)
-        changes = compared(client, wanted)
+        changes, notices = compared(client, wanted)
         releases = [] if no_release else releases_of(client, wanted, images, Path(folder))
         did: list[str] = []
         for each in releases:
@@ -92,9 +92,12 @@ def apply(
             if not json:
                 show_change(change, DONE)
     if json:
-        print_changes(changes, releases)
-    elif not did:
+        print_changes(changes, releases, notices)
+        return
+    if not did:
         print("Nothing was to be done.")
+    for notice in notices:
+        print(f"Mind: {notice}")
 
 
 @schedule.command()
@@ -111,15 +114,17 @@ def diff(
         images = {} if no_release else cluster_commands.pushed_images()
         client = cluster.connect()
         releases = [] if no_release else releases_of(client, wanted, images, Path(folder))
-        changes = compared(client, recurring_runs.settled(client, wanted))
+        changes, notices = compared(client, recurring_runs.settled(client, wanted))
     if json:
-        print_changes(changes, releases)
+        print_changes(changes, releases, notices)
     else:
         for each in releases:
             now = f"{each.latest or 'none'} now, {each.digest} then" if each.changes else f"{each.latest}, unchanged"
             print(f"{'~' if each.changes else ' '} {each.pipeline}: version {now}")
         for change in changes:
             show_change(change, TO_DO)
+        for notice in notices:
+            print(f"Mind: {notice}")
         if not wanted.schedules:
             print(f"{file} has no schedules; `apply` deletes all of yours only with --allow-empty.")
     differs = any(change.kind != "keep" for change in changes) or any(each.changes for each in releases)
@@ -235,12 +240,20 @@ def releases_of(client: Any, wanted: "File", images: Mapping[str, str], folder: 
     ]
 
 
-def compared(client: Any, wanted: "File") -> "list[Change]":
-    """What is to be done."""
+def compared(client: Any, wanted: "File") -> "tuple[list[Change], list[str]]":
+    """What is to be done, and what a person has to mind: a recurring run of somebody else that has a name of ours."""
     from operations import recurring_runs
     from operations.schedules import compare
 
-    return compare(wanted, recurring_runs.list_schedules(client))
+    lives = recurring_runs.list_schedules(client)
+    names = {schedule.name for schedule in wanted.schedules}
+    others = [live for live in lives if live.owner != wanted.owner and live.name in names and live.enabled]
+    notices = [
+        f"another recurring run '{live.name}' is at work, made by {f'owner {live.owner}' if live.owner else 'hand'}; "
+        "it is left alone, and both start runs."
+        for live in others
+    ]
+    return compare(wanted, lives), notices
 
 
 def trying(did: Sequence[str], what: str, action: Callable[[], Any]) -> Any:
@@ -292,7 +305,7 @@ def shown(value: Any) -> str:
     return "nothing" if value is None or value == "" else json_format.dumps(value, ensure_ascii=False, default=str)
 
 
-def print_changes(changes: "Sequence[Change]", releases: "Sequence[Release]") -> None:
+def print_changes(changes: "Sequence[Change]", releases: "Sequence[Release]", notices: Sequence[str]) -> None:
     """Print what is to be done, or was, for programs."""
     from operations.schedules import moment_text
 
@@ -310,7 +323,8 @@ def print_changes(changes: "Sequence[Change]", releases: "Sequence[Release]") ->
         {"pipeline": each.pipeline, "now": each.latest or None, "then": each.digest, "changes": each.changes}
         for each in releases
     ]
-    print(json_format.dumps({"schedules": rows, "releases": released}, indent=2, ensure_ascii=False, default=str))
+    told = {"schedules": rows, "releases": released, "notices": list(notices)}
+    print(json_format.dumps(told, indent=2, ensure_ascii=False, default=str))
 
 
 def row_of(live: "Live") -> dict[str, Any]:

@@ -104,6 +104,7 @@ class Stub:
         fails_at: step at which runs fail.
         away_after: step after whose start the server is away for `away` requests.
         racer: called before an upload, to be quicker.
+        stops_runs: how many recurring runs were deleted so that their runs at work were deleted with them.
         broken: method and start of the path of requests that fail, each once, in this order.
         logs: text by pod; on which paths they are found says `log_paths`.
         requests: method and path of all that came, in order.
@@ -126,6 +127,7 @@ class Stub:
         self.experiments: dict[str, dict[str, Any]] = {}
         self.runs: dict[str, dict[str, Any]] = {}
         self.recurring: dict[str, dict[str, Any]] = {}
+        self.stops_runs = 0
         self.looks: dict[str, int] = {}
         self.lock = threading.Lock()
         self.address = ""
@@ -366,6 +368,9 @@ class Stub:
 
     def delete_recurring(self, query: Any, headers: Any, body: bytes, recurring: str) -> Any:
         self.get_recurring(query, headers, body, recurring)
+        policy = query.get("propagation_policy", "DELETE_PROPAGATION_POLICY_UNSPECIFIED")
+        through_model(policy, "V2beta1DeletePropagationPolicy")
+        self.stops_runs += policy != "ORPHAN"
         del self.recurring[recurring]
         return {}
 

@@ -159,9 +159,9 @@ def test_a_line_becomes_six_fields_and_times(line: str, six: str, times: str) ->
 
 
 def test_a_line_of_five_fields_sent_as_it_is_would_be_misread() -> None:
-    """Why lines are converted: the server takes the five for seconds to months, and runs every minute of the night."""
+    """Why lines are converted: the server takes the five for seconds to months."""
     misread = parse_six_fields("0 3 * * 1")
-    assert misread.matches(datetime.datetime(2026, 1, 15, 17, 3))  # a Thursday in January at 17:03
+    assert misread.matches(datetime.datetime(2026, 1, 15, 17, 3))  # any hour of any day in January
     assert not misread.matches(datetime.datetime(2026, 11, 30, 3, 0))  # the Monday that was meant
 
 

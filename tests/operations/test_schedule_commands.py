@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+import shlex
 import shutil
 import tempfile
 from pathlib import Path
@@ -131,6 +132,7 @@ def test_what_is_changed_is_made_first_and_deleted_after(stub: Stub, rankone, wr
     assert changes_of(stub) == [" ".join(CREATE), f"{' '.join(DELETE)}/{old['recurring_run_id']}"]
     assert made(stub, "nightly")["trigger"]["cron_schedule"]["cron"] == "0 0 4 * * *"
     assert made(stub, "weekly") == weekly
+    assert stub.stops_runs == 0  # what the old one had started goes on
 
 
 def test_what_is_taken_out_of_the_file_is_deleted(stub: Stub, rankone, write) -> None:
@@ -158,8 +160,11 @@ def test_what_others_made_is_listed_and_never_touched(stub: Stub, rankone, write
     other = {**ours, "recurring_run_id": "other", "description": schedules.mark_of("shoes", "0" * 16)}
     stub.recurring |= {"theirs": theirs, "other": other}
     before = dict(stub.recurring)
-    assert rankone("schedule", "diff").status == 0
-    assert rankone("schedule", "apply").status == 0
+    done = rankone("schedule", "diff")
+    assert done.status == 0
+    assert "Mind: another recurring run 'nightly' is at work, made by owner shoes; it is left alone" in done.out
+    assert "Mind: another recurring run 'nightly'" in rankone("schedule", "apply").out
+    assert len(json.loads(rankone("schedule", "diff", "--json").out)["notices"]) == 1
     assert stub.recurring == before
     done = rankone("schedule", "delete", "weekly")
     assert done.status == 2
@@ -253,6 +258,7 @@ def test_delete_takes_one_away_and_apply_makes_it_again(stub: Stub, rankone, wri
     done = rankone("schedule", "delete", "nightly")
     assert "nightly is deleted; `rankone schedule apply` makes it again" in done.out
     assert stub.recurring == {}
+    assert stub.stops_runs == 0
     done = rankone("schedule", "pause", "nightly")
     assert done.status == 2
     assert "There is no schedule 'nightly'; there is: none." in done.err
@@ -421,6 +427,23 @@ def test_many_recurring_runs_come_in_pages_and_in_a_namespace(stub: Stub, rankon
     stub.recurring = {**others, **stub.recurring}
     assert rankone("schedule", "diff").status == 0
     assert len(json.loads(rankone("schedule", "list", "--json").out)) == 231
+
+
+def test_every_command_of_the_page_does_what_it_says(stub: Stub, rankone, tmp_path: Path, monkeypatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "schedules.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    (example,) = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    Path("schedules.yaml").write_text(example, encoding="utf-8")
+    lines = re.findall(r"^ *\S*rankone schedule .*", page, re.MULTILINE)
+    commands = [shlex.split(line, comments=True)[1:] for line in lines]
+    assert {command[1] for command in commands} == {"diff", "apply", "list", "pause", "resume", "delete"}
+    for command in commands:
+        done = rankone(*command)
+        assert done.status == (1 if command[1] == "diff" else 0), (command, done.err)
+        assert done.out
+    profiles_used = {pipeline["display_name"] for pipeline in stub.pipelines.values()}
+    assert profiles_used == {"rankone-release-one-gpu", "rankone-release-cpu"}
+    assert len(stub.recurring) == 3  # apply at the end made the deleted one again
 
 
 def test_a_release_pipeline_that_was_deleted_is_made_again_with_its_schedules(stub: Stub, rankone, write) -> None:

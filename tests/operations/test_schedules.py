@@ -1,6 +1,7 @@
 """The file of schedules, and what has to be done: without a server."""
 
 import datetime
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -253,3 +254,15 @@ def test_a_mark_is_short_and_is_read_back() -> None:
     assert len(mark) < 255  # of older databases
     assert read_mark(mark) == ("a" * 39, "0123456789abcdef")
     assert read_mark("Nightly training of the shoes") == read_mark(None) == (None, "")
+
+
+def test_the_example_of_the_page_is_a_file_and_shows_every_key(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "schedules.md").read_text(encoding="utf-8")
+    path = tmp_path / "schedules.yaml"
+    (example,) = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    path.write_text(example, encoding="utf-8")
+    file = load_schedules(path)
+    assert (file.owner, len(file.schedules)) == ("vision", 3)
+    assert {key for entry in yaml.safe_load(example)["schedules"] for key in entry} == set(schedules.KEYS)
+    assert file.schedules[0].sent_parameters()["accelerated_memory"] == "48Gi"
+    assert file.schedules[1].paused

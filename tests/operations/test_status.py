@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -288,3 +289,19 @@ def test_bad_input_is_an_error(model: str) -> None:
     with pytest.raises(ValueError, match="There is no registered model 'boots'"):
         asked("--model", "boots")
     assert CliRunner().invoke(app, ["status", "--maximum-age-days", "-1"]).exit_code == 2
+
+
+def test_the_commands_of_the_page_are_those_of_the_command_line(model: str) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "promotion.md").read_text(encoding="utf-8")
+    commands = re.findall(r"rankone status([^\n>`]*)", page)
+    assert len(commands) >= 3
+    for command in commands:
+        assert "No such option" not in CliRunner().invoke(app, ["status", *command.split()]).output
+
+
+def test_the_page_names_every_metric_and_column() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "promotion.md").read_text(encoding="utf-8")
+    for metric in status.metrics([GOOD], NOW):
+        assert f"`{metric.name}`" in page, metric.name
+    for column in ("data of", "current as of", "last run", "it was", "rejected", "alias"):
+        assert f"`{column}`" in page
