@@ -150,7 +150,7 @@ def drift(reference: Reference, embeddings: np.ndarray, classes: np.ndarray, see
     """
     if len(reference.embeddings) < 2 or len(embeddings) < 1:
         raise ValueError(f"{len(reference.embeddings)} and {len(embeddings)} images; a comparison needs 2 and 1.")
-    known, fresh = (torch.from_numpy(np.asarray(rows, np.float32)) for rows in (reference.embeddings, embeddings))
+    known, fresh = (torch.from_numpy(np.array(rows, np.float32)) for rows in (reference.embeddings, embeddings))
     usual = np.sort(nearest(known, known, 1, torch.arange(len(known)))[0][:, 0].numpy())
     found = np.sort(nearest(fresh, known, 1)[0][:, 0].numpy())
     own = reference.threshold is not None
