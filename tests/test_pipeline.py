@@ -92,7 +92,7 @@ def test_changes_are_looked_for_in_every_parameter_and_in_the_code_of_every_step
     given = {name.partition("=")[0].removeprefix("--run.") for name in found["args"]}
     given = {name.removeprefix("--") for name in given}
     assert set(all_knobs()) <= given
-    assert found["env"][0]["name"] == "RANKONE_PIPELINE_CODE"
+    assert "RANKONE_PIPELINE_CODE" in {variable["name"] for variable in found["env"]}
     assert container()["env"] == found["env"]
     assert container(**{"rankone-data": "there/data@sha256:2"})["env"] != found["env"]
 
@@ -129,6 +129,7 @@ def test_a_step_runs_in_the_image_that_is_given(tmp_path: Path) -> None:
     assert set(found) == set(images.values())
     for executor in compiled["deploymentSpec"]["executors"].values():
         told = {variable["name"]: variable["value"] for variable in executor["container"]["env"]}
+        told.pop("RANKONE_PIPELINE_CODE", None)  # of one step
         assert told == {"RANKONE_IMAGE": executor["container"]["image"]}, "an image cannot know its own digest"
     del images["rankone-registry"]
     with pytest.raises(ValueError, match="announce runs in rankone-registry, which is not among the images"):
