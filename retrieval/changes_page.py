@@ -6,12 +6,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from retrieval.changes import Differences, sentence
-from retrieval.charts import percent, similarity_chart
-from retrieval.drift import UNLIKELY, Drift
+from retrieval.charts import percent, shift_chart, similarity_chart
+from retrieval.drift import Drift
 from retrieval.retraining import Plan
 
 TEMPLATE = "changes_page.html"
 CLASSES_SHOWN = 200
+CLASSES_DRAWN = 15
 
 
 def changes_page(plan: Plan, versus: str, found: Differences | None, drifted: Drift | None, without_drift: str) -> str:
@@ -27,10 +28,11 @@ def changes_page(plan: Plan, versus: str, found: Differences | None, drifted: Dr
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    chart = ""
+    chart = shifts = ""
     if drifted:
         similarities = (drifted.usual_similarities.tolist(), drifted.similarities.tolist())
         chart = similarity_chart(*similarities, drifted.far_below)
+        shifts = shift_chart(drifted.shifts[:CLASSES_DRAWN], len(drifted.shifted))
     return environment.get_template(TEMPLATE).render(
         plan=plan,
         versus=versus,
@@ -39,7 +41,7 @@ def changes_page(plan: Plan, versus: str, found: Differences | None, drifted: Dr
         drift=drifted,
         without_drift=without_drift,
         chart=Markup(chart),
+        shift_chart=Markup(shifts),
         percent=percent,
-        unlikely=UNLIKELY,
         shown=CLASSES_SHOWN,
     )

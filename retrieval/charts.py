@@ -6,9 +6,11 @@ from math import floor, isclose
 
 import numpy as np
 
+from retrieval.drift import ClassShift
 from retrieval.evaluation import Acceptance, MissingParts, Stage
 
 WIDTH = 760
+LONGEST_NAME = 26  # characters of a class beside a bar
 TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -118,6 +120,32 @@ def similarity_chart(usual: Sequence[float], found: Sequence[float], far_below: 
     anchor = "end" if x > left + plot_width - 80 else "start" if x < left + 80 else "middle"
     parts.append(_text(x, top - 9, f"far below {far_below:.3f}", "mark-text", anchor))
     return _svg(height, f"Similarity of the nearest image; far below {far_below:.3f}", parts)
+
+
+def shift_chart(shifts: Sequence[ClassShift], moved: int) -> str:
+    """How far the centres of classes have moved, as bars; a tick is what 95 % of random divisions stay below.
+
+    Args:
+        shifts: of the classes to show, the least likely first.
+        moved: how many of the first ones have moved beyond chance.
+    """
+    row, left, right, top = 24, 190, 64, 4
+    most = max((max(shift.shift, shift.by_chance) for shift in shifts), default=0.0) or 1.0
+    plot, height = WIDTH - left - right, top + row * len(shifts) + 30
+    parts = []
+    for x, places in _nice(0.0, most):
+        across = left + plot * x / most
+        parts.append(_line(across, top, across, height - 26, "axis"))
+        parts.append(_text(across, height - 10, f"{x:.{places}f}", "tick", "middle"))
+    for number, shift in enumerate(shifts):
+        y = top + row * number
+        name = shift.class_name if len(shift.class_name) <= LONGEST_NAME else shift.class_name[: LONGEST_NAME - 1] + "…"
+        parts.append(_text(left - 12, y + 16, name, "label", "end"))
+        length, limit = (plot * max(value, 0.0) / most for value in (shift.shift, shift.by_chance))
+        parts.append(_bar(left, y + 5, length, 14, "has-moved" if number < moved else "within"))
+        parts.append(_line(left + limit, y + 3, left + limit, y + 21, "limit"))
+        parts.append(_text(left + max(length, limit) + 8, y + 16, f"{shift.shift:.3f}", "value"))
+    return _svg(height, f"Shift of the centres of {len(shifts)} classes, cosine distance", parts)
 
 
 def histogram(shares: Sequence[float], bins: int = 10) -> str:

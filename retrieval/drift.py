@@ -4,6 +4,7 @@ The reference are test images: no model was trained on them, as none was on the 
 to each other than any others do.
 """
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,14 +13,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from retrieval.confidence import wilson_lower_bound
 from retrieval.neighbours import nearest
 
 FORMAT_VERSION = 1
-MOST_IMAGES = 5_000  # of a reference: megabytes, and enough for 1 % of them to be 50
+MOST_IMAGES = 10_000  # of a reference: 10 MB of 512 numbers an image, and 10 images for each of a thousand classes
 USUAL = 0.05  # share of the reference that counts as far where a model has no threshold
 LEAST_OF_A_CLASS = 5  # images, in the reference and among the new ones, to speak of a class
-PERMUTATIONS = 499
-UNLIKELY = 0.01  # a shift that so many random divisions of the images reach is no shift
+MOST_OF_A_CLASS = 500  # images on each side: more would only cost
+PERMUTATIONS = 1_999  # so that a single class among a hundred can stand out
+FALSE_DISCOVERIES = 0.05  # expected share, among the classes that are said to have moved, of those that have not
+ONE_SIDE = 0.975  # level of a one-sided bound that makes a two-sided interval of 95 %
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Reference:
 
     Attributes:
         model_digest: of the model.
-        embeddings: (r, d) float32, rows of length 1.
+        embeddings: (r, d) float, rows of length 1.
         classes: (r,) names.
         threshold: the similarity from which an answer of the model may be trusted; None where there is none.
     """
@@ -40,14 +44,27 @@ class Reference:
 
 
 @dataclass(frozen=True)
+class Share:
+    """How many of some images have no near neighbour in the reference."""
+
+    images: int
+    far: int
+
+    @property
+    def value(self) -> float | None:
+        """The share; None of no images."""
+        return self.far / self.images if self.images else None
+
+
+@dataclass(frozen=True)
 class ClassShift:
     """How far the centre of a class has moved.
 
     Attributes:
         class_name: of the class.
-        images: new ones.
+        images: new ones that were compared.
         shift: cosine distance of the mean embeddings of the new images and of the reference, 0 to 2.
-        by_chance: the mean shift of random divisions of the same images into two parts of these sizes.
+        by_chance: what 95 % of the random divisions of the same images into two parts of these sizes stay below.
         p_value: share of these divisions that shift at least as far.
     """
 
@@ -63,44 +80,67 @@ class Drift:
     """What the champion makes of new images.
 
     Attributes:
-        images: new images looked at.
-        reference_images: images they are compared with.
         far_below: the similarity below which a nearest image is far.
         from_threshold: whether that is the model's own threshold; else 5 % of the reference lie below it.
-        far: share of the new images whose nearest image of the reference is farther.
-        far_usually: the same of the reference images, each among the others.
-        similarities: (n,) of the new images to their nearest, ascending.
+        seen: of the new images whose class is in the reference.
+        unseen: of those whose class the champion has never had.
+        usual: of the reference images, each among the others: what is to be expected of images that have not drifted.
+        left_out: new images of classes that the champion was trained on and that the reference does not have.
+        similarities: (n,) of the new images, seen and unseen, to their nearest, ascending.
         usual_similarities: (r,) of the reference images to their nearest other, ascending.
         shifts: of classes with enough images, the least likely first.
         unseen_classes: with how many new images.
     """
 
-    images: int
-    reference_images: int
     far_below: float
     from_threshold: bool
-    far: float
-    far_usually: float
+    seen: Share
+    unseen: Share
+    usual: Share
+    left_out: int
     similarities: np.ndarray
     usual_similarities: np.ndarray
     shifts: tuple[ClassShift, ...]
     unseen_classes: dict[str, int]
 
     @property
-    def excess(self) -> float:
-        """By how much more of the new images lie far than is usual."""
-        return self.far - self.far_usually
+    def images(self) -> int:
+        """New images that were compared."""
+        return self.seen.images + self.unseen.images
+
+    @property
+    def excess(self) -> float | None:
+        """By how much more of the new images of known classes lie far than is usual; None where there are none."""
+        return None if self.seen.value is None or self.usual.value is None else self.seen.value - self.usual.value
+
+    @property
+    def excess_interval(self) -> tuple[float, float] | None:
+        """Where it lies with 95 % confidence, were the images drawn one by one; None where there are none."""
+        return difference_interval(self.seen, self.usual) if self.seen.images else None
 
     @property
     def shifted(self) -> tuple[ClassShift, ...]:
-        """The classes whose shift is beyond chance."""
-        return tuple(shift for shift in self.shifts if shift.p_value <= UNLIKELY)
+        """The classes whose shift is beyond chance, however many were looked at.
+
+        So many of the least likely that at most 5 % of them are expected to be there by chance (Benjamini and Hochberg,
+        Journal of the Royal Statistical Society B, 1995).
+        """
+        ranks = np.arange(1, len(self.shifts) + 1)
+        values = np.array([shift.p_value for shift in self.shifts])
+        passing = np.flatnonzero(values <= FALSE_DISCOVERIES * ranks / max(len(values), 1))
+        return self.shifts[: passing[-1] + 1] if len(passing) else ()
 
 
-def save_reference(path: Path, reference: Reference) -> None:
-    """Write a reference as one Parquet file; of more than 5,000 images, as many spread evenly."""
-    rows = np.linspace(0, len(reference.embeddings) - 1, min(len(reference.embeddings), MOST_IMAGES)).astype(int)
-    values = np.ascontiguousarray(reference.embeddings[rows], np.float32)
+def save_reference(path: Path, reference: Reference, images: Sequence[str]) -> None:
+    """Write a reference as one Parquet file, its numbers as float16; of more than 10,000 images, some of them.
+
+    Args:
+        path: of the file.
+        reference: all there is.
+        images: (r,) sha256 of each image, by which they are chosen.
+    """
+    rows = some_of(images, MOST_IMAGES)
+    values = np.ascontiguousarray(reference.embeddings[rows], np.float16)
     threshold = "" if reference.threshold is None else repr(reference.threshold)
     facts = {"format": str(FORMAT_VERSION), "model_digest": reference.model_digest, "threshold": threshold}
     table = pa.table(
@@ -124,7 +164,7 @@ def load_reference(path: Path) -> Reference:
         if facts["rankone.format"] != str(FORMAT_VERSION):
             raise ValueError(f"format {facts['rankone.format']}")
         column = table["embedding"].combine_chunks()
-        embeddings = column.flatten().to_numpy().reshape(len(table), column.type.list_size)
+        embeddings = column.flatten().to_numpy().reshape(len(table), column.type.list_size).astype(np.float32)
         threshold = facts["rankone.threshold"]
         classes = np.asarray(table["class_name"].to_pylist(), object)
         return Reference(facts["rankone.model_digest"], embeddings, classes, float(threshold) if threshold else None)
@@ -132,7 +172,17 @@ def load_reference(path: Path) -> Reference:
         raise ValueError(f"{path} is no reference of format {FORMAT_VERSION}: {error}") from error
 
 
-def drift(reference: Reference, embeddings: np.ndarray, classes: np.ndarray, seed: int = 0) -> Drift:
+def some_of(images: Sequence[str], most: int) -> np.ndarray:
+    """Positions of at most so many images, ascending: those whose sha256 comes first.
+
+    The choice is even over all images, whatever their order, and the same image is chosen again when others come.
+    """
+    return np.sort(np.argsort(np.asarray(images, dtype=str), kind="stable")[:most])
+
+
+def drift(
+    reference: Reference, embeddings: np.ndarray, classes: np.ndarray, known: Collection[str] = (), seed: int = 0
+) -> Drift:
     """Compare new images with a reference.
 
     The share that lies far has a baseline, the reference's own, because a nearest image among few is far anyhow. The
@@ -143,32 +193,52 @@ def drift(reference: Reference, embeddings: np.ndarray, classes: np.ndarray, see
         reference: at least two images.
         embeddings: (n, d) of the new images by the same model, at least one.
         classes: (n,) their names.
+        known: classes of the champion's images of every split. New images of those that the reference does not have,
+            as with classes that are split between training and test, can be compared with nothing and are left out.
         seed: of the permutations.
 
     Raises:
-        ValueError: dimensions disagree, or there are too few images.
+        ValueError: dimensions disagree, or there is nothing to compare.
     """
-    if len(reference.embeddings) < 2 or len(embeddings) < 1:
-        raise ValueError(f"{len(reference.embeddings)} and {len(embeddings)} images; a comparison needs 2 and 1.")
-    known, fresh = (torch.from_numpy(np.array(rows, np.float32)) for rows in (reference.embeddings, embeddings))
-    usual = np.sort(nearest(known, known, 1, torch.arange(len(known)))[0][:, 0].numpy())
-    found = np.sort(nearest(fresh, known, 1)[0][:, 0].numpy())
+    names, held = np.asarray(classes, dtype=str), np.asarray(reference.classes, dtype=str)
+    is_seen = np.isin(names, held)
+    is_unseen = ~is_seen & ~np.isin(names, np.asarray(sorted(known), dtype=str))
+    compared = is_seen | is_unseen
+    if len(held) < 2 or not compared.any():
+        raise ValueError(
+            f"{len(held):,} images in the champion's reference and {len(names):,} new ones, {int(compared.sum()):,} of "
+            "them of classes that can be compared; a comparison needs 2 and 1."
+        )
+    before, now = (torch.from_numpy(np.array(rows, np.float32)) for rows in (reference.embeddings, embeddings))
+    usual = nearest(before, before, 1, torch.arange(len(before)))[0][:, 0].numpy()
+    found = np.full(len(names), np.nan, np.float32)
+    found[compared] = nearest(now[torch.from_numpy(compared)], before, 1)[0][:, 0].numpy()
     own = reference.threshold is not None
     far_below = reference.threshold if reference.threshold is not None else float(np.quantile(usual, USUAL))
-    names, counts = np.unique(classes.astype(str), return_counts=True)
-    seen = set(reference.classes.astype(str).tolist())
+    unseen, counts = np.unique(names[is_unseen], return_counts=True)
     return Drift(
-        images=len(found),
-        reference_images=len(usual),
         far_below=far_below,
         from_threshold=own,
-        far=float((found < far_below).mean()),
-        far_usually=float((usual < far_below).mean()),
-        similarities=found,
-        usual_similarities=usual,
+        seen=_share(found[is_seen], far_below),
+        unseen=_share(found[is_unseen], far_below),
+        usual=_share(usual, far_below),
+        left_out=int((~compared).sum()),
+        similarities=np.sort(found[compared]),
+        usual_similarities=np.sort(usual),
         shifts=class_shifts(reference, embeddings, classes, seed),
-        unseen_classes={str(name): int(n) for name, n in zip(names, counts, strict=True) if str(name) not in seen},
+        unseen_classes={str(name): int(count) for name, count in zip(unseen, counts, strict=True)},
     )
+
+
+def difference_interval(one: Share, other: Share) -> tuple[float, float]:
+    """95 % interval of the difference of two shares, from the Wilson interval of each (Newcombe, method 10, 1998).
+
+    Statistics in Medicine 17, 873. Neither share is of no images.
+    """
+    (first, low, high), (second, lowest, highest) = _with_ends(one), _with_ends(other)
+    down = ((first - low) ** 2 + (highest - second) ** 2) ** 0.5
+    up = ((high - first) ** 2 + (second - lowest) ** 2) ** 0.5
+    return first - second - down, first - second + up
 
 
 def class_shifts(
@@ -176,26 +246,38 @@ def class_shifts(
 ) -> tuple[ClassShift, ...]:
     """How far each class with enough images has moved, the least likely first."""
     generator = np.random.default_rng(seed)
+    names, held = np.asarray(classes, dtype=str), np.asarray(reference.classes, dtype=str)
     shifts = []
-    for name in sorted(set(classes.astype(str)) & set(reference.classes.astype(str))):
-        before, now = reference.embeddings[reference.classes == name], embeddings[classes == name]
+    for name in sorted(set(names) & set(held)):
+        before, now = reference.embeddings[held == name][:MOST_OF_A_CLASS], embeddings[names == name][:MOST_OF_A_CLASS]
         if min(len(before), len(now)) >= LEAST_OF_A_CLASS:
-            shifts.append(_shift(name, before.astype(np.float64), now.astype(np.float64), generator))
-    return tuple(sorted(shifts, key=lambda shift: (shift.p_value, -shift.shift, shift.class_name)))
+            shifts.append(_shift(str(name), before.astype(np.float64), now.astype(np.float64), generator))
+    return tuple(sorted(shifts, key=lambda shift: (shift.p_value, shift.by_chance - shift.shift, shift.class_name)))
 
 
 def _shift(name: str, before: np.ndarray, now: np.ndarray, generator: np.random.Generator) -> ClassShift:
     together = np.concatenate([now, before])
-    found = _distance(now.mean(0), before.mean(0))
     order = generator.permuted(np.tile(np.arange(len(together)), (PERMUTATIONS, 1)), axis=1)
     parts = np.zeros((PERMUTATIONS, len(together)))
     np.put_along_axis(parts, order[:, : len(now)], 1.0, axis=1)
-    first, second = parts @ together / len(now), (1 - parts) @ together / len(before)
-    random = np.array([_distance(left, right) for left, right in zip(first, second, strict=True)])
+    random = _distances(parts @ together / len(now), (1 - parts) @ together / len(before))
+    found = float(_distances(now.mean(0, keepdims=True), before.mean(0, keepdims=True))[0])
     p_value = (1 + int((random >= found - 1e-12).sum())) / (PERMUTATIONS + 1)
-    return ClassShift(name, len(now), found, float(random.mean()), p_value)
+    return ClassShift(name, len(now), found, float(np.quantile(random, 0.95)), p_value)
 
 
-def _distance(left: np.ndarray, right: np.ndarray) -> float:
-    lengths = float(np.linalg.norm(left) * np.linalg.norm(right))
-    return 1 - float(left @ right) / lengths if lengths else 1.0
+def _distances(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Cosine distance of each row (p, d) of one from the same row of the other; 1 where a row is 0."""
+    lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    products = (left * right).sum(1)
+    return 1 - np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
+
+
+def _share(similarities: np.ndarray, far_below: float) -> Share:
+    return Share(len(similarities), int((similarities < far_below).sum()))
+
+
+def _with_ends(share: Share) -> tuple[float, float, float]:
+    low = wilson_lower_bound(share.far, share.images, ONE_SIDE)
+    high = 1 - wilson_lower_bound(share.images - share.far, share.images, ONE_SIDE)
+    return share.far / share.images, low, high

@@ -211,7 +211,8 @@ def _address(page: str) -> str:
 def _decision(tags: Mapping[str, str], ending: Ending) -> dict[str, Any]:
     said = {name.removeprefix("rankone."): text for name, text in tags.items()}
     outcome, alias = said["outcome"], said.get("alias", "")
-    which = f"{said.get('registered_model', 'the model')} version {said.get('version', '?')}"
+    number = said.get("version") or said.get("champion_version")  # a run that was skipped made no version
+    which = said.get("registered_model", "the model") + (f" version {number}" if number else "")
     headline = {
         "promoted": f"Promoted: {which} is now {alias or 'champion'}",
         "waiting": f"Waiting for approval: {which}",

@@ -26,7 +26,7 @@ from retrieval.changes import Differences, differences, image_list, sentence
 from retrieval.changes_page import changes_page
 from retrieval.dataset import Dataset
 from retrieval.devices import pick_device
-from retrieval.drift import Drift, drift, load_reference
+from retrieval.drift import Drift, drift, load_reference, some_of
 from retrieval.embedder import Embedder
 from retrieval.evaluation import IMAGES, REFERENCE
 from retrieval.registry import ModelVersion
@@ -115,24 +115,37 @@ def drift_of(champion: ModelVersion, images: Dataset, params: Params) -> tuple[D
             if path is None or listed is None:
                 return None, "no reference is recorded with the champion"
             reference = load_reference(path)
-            rows = unknown_to(set(pq.read_table(listed)["sha256"].to_pylist()), images)
+            own = pq.read_table(listed, columns=["sha256", "class_name"])
+            rows = unknown_to(set(own["sha256"].to_pylist()), images)
             if len(rows) == 0:
                 return None, "every image is one that the champion knows"
-            rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), params.drift_images)).astype(int)]
+            rows = rows[some_of(images.index["sha256"].take(rows).to_pylist(), params.drift_images)]
             model = registry.fetch_model(champion, folder / "model")
             embedder = Embedder("champion", model, images, pick_device(params.device), BATCH_SIZE)
             embeddings = embedder.changed(rows, resized(embedder.model.config.image_size)).numpy()
             classes = np.asarray(images.index["class_name"].to_pylist(), object)[rows]
-            found = drift(reference, embeddings, classes)
+            found = drift(reference, embeddings, classes, set(own["class_name"].to_pylist()))
     except (TrackingError, ValueError, OSError) as error:
         print(f"Drift was not looked at: {error}", flush=True)
         return None, str(error)
-    print(
-        f"Drift: {found.far:.1%} of {found.images:,} new images have no near neighbour in the champion's reference, "
-        f"{found.far_usually:.1%} are usual; {len(found.shifted)} of {len(found.shifts)} classes have moved.",
-        flush=True,
-    )
+    print(f"Drift: {drift_sentence(found)}.", flush=True)
     return found, ""
+
+
+def drift_sentence(found: Drift) -> str:
+    """The findings in one sentence."""
+    parts = []
+    if found.seen.value is not None and found.usual.value is not None and found.excess_interval is not None:
+        low, high = (100 * end for end in found.excess_interval)
+        parts.append(
+            f"{found.seen.value:.1%} of {found.seen.images:,} new images of known classes have no near neighbour among "
+            f"those of the champion, where {found.usual.value:.1%} are usual ({low:+.1f} to {high:+.1f} points)"
+        )
+    if found.unseen.value is not None:
+        classes = len(found.unseen_classes)
+        parts.append(f"{found.unseen.value:.1%} of {found.unseen.images:,} of {classes:,} classes it has never had")
+    parts.append(f"{len(found.shifted):,} of {len(found.shifts):,} classes have moved beyond chance")
+    return "; ".join(parts)
 
 
 def unknown_to(known: set[str], images: Dataset) -> np.ndarray:
@@ -150,8 +163,14 @@ def described(plan: Plan, found: Differences | None, drifted: Drift | None) -> M
         metadata |= {f"images_{name}": getattr(found, name) for name in counted}
         metadata |= {"classes_new": len(found.new_classes), "classes_removed": len(found.removed_classes)}
     if drifted is not None:
-        metadata |= {"drift_images": drifted.images, "drift_far": drifted.far, "drift_far_usually": drifted.far_usually}
-        metadata |= {"drift_classes_shifted": len(drifted.shifted)}
+        shares = {"": drifted.seen, "_usual": drifted.usual, "_unseen": drifted.unseen}
+        found_shares = {f"drift_share{name}": share.value for name, share in shares.items()}
+        found_shares["drift_excess"] = drifted.excess
+        metadata |= {name: value for name, value in found_shares.items() if value is not None}
+        if drifted.excess_interval is not None:
+            metadata |= dict(zip(("drift_excess_low", "drift_excess_high"), drifted.excess_interval, strict=True))
+        metadata |= {"drift_images": drifted.images, "drift_classes_unseen": len(drifted.unseen_classes)}
+        metadata |= {"drift_classes_compared": len(drifted.shifts), "drift_classes_shifted": len(drifted.shifted)}
     return metadata
 
 

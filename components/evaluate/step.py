@@ -123,9 +123,10 @@ def keep_for_later(evaluation: Path, images: Dataset, measured: Evaluation, embe
     """Keep what the next run compares itself with: the list of the images, and embeddings of test images."""
     evaluation.mkdir(parents=True, exist_ok=True)
     pq.write_table(image_list(images.index), evaluation / IMAGES)
-    classes = np.asarray(images.index["class_name"].to_pylist(), object)[images.rows("test")]
+    test = images.index.take(images.rows("test"))
+    classes = np.asarray(test["class_name"].to_pylist(), object)
     reference = Reference(measured.model_digest, embeddings, classes, measured.threshold.value)
-    save_reference(evaluation / REFERENCE, reference)
+    save_reference(evaluation / REFERENCE, reference, test["sha256"].to_pylist())
 
 
 def rows_of(vectors: np.ndarray) -> Embed:

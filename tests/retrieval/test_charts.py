@@ -5,7 +5,17 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from retrieval.charts import histogram, map_chart, missing_parts_chart, percent, stage_chart, threshold_chart
+from retrieval.charts import (
+    histogram,
+    map_chart,
+    missing_parts_chart,
+    percent,
+    shift_chart,
+    similarity_chart,
+    stage_chart,
+    threshold_chart,
+)
+from retrieval.drift import ClassShift
 from retrieval.evaluation import Acceptance, CurvePoint, MissingParts, Stage
 from retrieval.thresholds import Trials
 
@@ -131,3 +141,43 @@ def test_the_histogram_counts_every_class_once() -> None:
     assert sum(int(text) for text in texts(svg) if text.isdigit()) == 8
     assert "3" in texts(svg)  # 0.95, 1.0 and 1.0 in the last bin
     inside(svg)
+
+
+def test_shifts_are_as_long_as_their_numbers_and_those_beyond_chance_stand_out() -> None:
+    shifts = [
+        ClassShift("moved", 9, 0.4, 0.1, 0.0005),
+        ClassShift("<stayed> & so on, by a name beyond all bounds", 9, 0.1, 0.2, 0.6),
+    ]
+    svg = shift_chart(shifts, 1)
+    moved, stayed = (element for element in ET.fromstring(svg) if element.get("class", "").startswith("bar"))
+    assert float(moved.get("width", 0)) == pytest.approx(4 * float(stayed.get("width", 0)), abs=0.3)
+    assert (moved.get("class"), stayed.get("class")) == ("bar has-moved", "bar within")
+    limits = [element for element in ET.fromstring(svg) if element.get("class") == "limit"]
+    start = float(moved.get("x", 0))
+    lengths = [float(limit.get("x1", 0)) - start for limit in limits]
+    assert lengths[1] == pytest.approx(2 * lengths[0], abs=0.3)
+    assert {"moved", "0.400", "0.100"} <= set(texts(svg))
+    assert any(text.startswith("<stayed> & so on") and text.endswith("…") for text in texts(svg))
+    inside(svg)
+
+
+@pytest.mark.parametrize(
+    "shifts", [[], [ClassShift("one", 9, 0.0, 0.0, 1.0)], [ClassShift("two", 9, -1e-17, 0.0, 1.0)]]
+)
+def test_shifts_of_nothing_can_be_drawn(shifts: list[ClassShift]) -> None:
+    inside(shift_chart(shifts, 0))
+
+
+@pytest.mark.parametrize("far_below", [-0.5, 0.3, 1.0])
+def test_similarities_are_drawn_as_shares_with_the_place_from_which_they_are_far(far_below: float) -> None:
+    usual, found = [0.5] * 8 + [0.9] * 2, [0.1] * 5 + [0.9] * 5
+    svg = similarity_chart(usual, found, far_below)
+    curves = {element.get("class", "").split()[-1]: element for element in ET.fromstring(svg) if element.get("points")}
+    heights = {
+        name: max(212 - 8 - float(place.split(",")[1]) for place in curve.get("points", "").split())
+        for name, curve in curves.items()
+    }
+    assert heights["usual"] == pytest.approx(heights["found"] * 8 / 5, rel=0.01), "each is a share of its own images"
+    assert f"far below {far_below:.3f}" in texts(svg)
+    inside(svg)
+    inside(similarity_chart([0.5, 0.5], [0.5], 0.5))

@@ -75,6 +75,14 @@ def test_each_outcome_has_its_headline(outcome: str, headline: str) -> None:
     assert (news.outcome, news.headline) == (outcome, headline)
 
 
+def test_a_run_that_was_skipped_names_the_version_that_stays() -> None:
+    tags = {name: text for name, text in DECIDED.items() if name not in ("rankone.version", "rankone.recall_at_1")}
+    skipped = StepRecord("promote", "FINISHED", tags | {"rankone.outcome": "skipped", "rankone.rule": "unchanged"})
+    news = news_of("key", records(skipped), Ending("SUCCEEDED"))
+    assert news.headline == "Skipped (unchanged): digits version 5 stays as it is"
+    assert generic(news)["model"]["recall_at_1"] is None
+
+
 def test_a_failure_names_the_step_and_its_error() -> None:
     failed = step("pretrain", "FAILED", error="ValueError: weights are gone")
     news = news_of("key", records(step("prepare_data"), failed), Ending("FAILED", "Task failed."))
