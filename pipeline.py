@@ -1,6 +1,8 @@
 """The DAG: which step feeds which.
 
-images -> dataset -> features -> clusters -> model -> tuned model -> evaluation -> registry
+images -> dataset -> plan -> features -> clusters -> model -> tuned model -> evaluation -> registry
+
+and at the end, whatever came of it, a message.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,8 +12,10 @@ from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 from kfp.dsl.pipeline_task import PipelineTask
 
+from components.announce.component import announce
 from components.co_cluster.component import co_cluster
 from components.declare import with_knobs_of
+from components.detect_changes.component import detect_changes
 from components.evaluate.component import evaluate
 from components.finetune_metric.component import finetune_metric
 from components.finetune_softmax.component import finetune_softmax
@@ -22,12 +26,14 @@ from components.settings import Setting
 
 STEPS: tuple[BaseComponent, ...] = (
     prepare_data,
+    detect_changes,
     pretrain,
     co_cluster,
     finetune_metric,
     finetune_softmax,
     evaluate,
     promote,
+    announce,
 )
 
 
@@ -49,8 +55,12 @@ def build(settings: Sequence[Setting] = (), place: Place | None = None) -> BaseC
     @with_knobs_of(*STEPS, settings=settings)
     def rankone(knobs: Callable[[BaseComponent], dict[str, Any]], given: Mapping[str, Any]) -> None:
         """Trains, judges and promotes an image-retrieval model; every knob of every step is a parameter."""
-        for task in connect(knobs):
-            if place:
+        announced = announce(**knobs(announce))
+        announced.set_caching_options(False)  # every run has news of its own
+        with dsl.ExitHandler(announced, name="steps"):
+            tasks = connect(knobs)
+        if place:
+            for task in [*tasks, announced]:
                 place(task, given)
 
     return rankone
@@ -61,16 +71,20 @@ def connect(knobs: Callable[[BaseComponent], dict[str, Any]]) -> list[PipelineTa
     prepared = prepare_data(**knobs(prepare_data))
     dataset = prepared.outputs["dataset"]
 
-    pretrained = pretrain(dataset=dataset, **knobs(pretrain))
+    detected = detect_changes(dataset=dataset, **knobs(detect_changes))
+    detected.set_caching_options(False)  # the registry may have moved since an equal run
+    plan = detected.outputs["plan"]
+
+    pretrained = pretrain(dataset=dataset, plan=plan, **knobs(pretrain))
     features = pretrained.outputs["features"]
 
-    clustered = co_cluster(dataset=dataset, features=features, **knobs(co_cluster))
+    clustered = co_cluster(dataset=dataset, features=features, plan=plan, **knobs(co_cluster))
     clusters = clustered.outputs["clusters"]
 
-    trained = finetune_metric(dataset=dataset, clusters=clusters, **knobs(finetune_metric))
+    trained = finetune_metric(dataset=dataset, clusters=clusters, plan=plan, **knobs(finetune_metric))
     model = trained.outputs["model"]
 
-    tuned = finetune_softmax(dataset=dataset, model=model, **knobs(finetune_softmax))
+    tuned = finetune_softmax(dataset=dataset, model=model, plan=plan, **knobs(finetune_softmax))
     tuned_model = tuned.outputs["tuned_model"]
 
     evaluated = evaluate(
@@ -79,6 +93,7 @@ def connect(knobs: Callable[[BaseComponent], dict[str, Any]]) -> list[PipelineTa
         clusters=clusters,
         model=model,
         tuned_model=tuned_model,
+        plan=plan,
         **knobs(evaluate),
     )
 
@@ -86,11 +101,13 @@ def connect(knobs: Callable[[BaseComponent], dict[str, Any]]) -> list[PipelineTa
         tuned_model=tuned_model,
         evaluation=evaluated.outputs["evaluation"],
         report=evaluated.outputs["report"],
+        plan=plan,
+        made_from=detected.outputs["made_from"],
         **knobs(promote),
     )
     promoted.set_caching_options(False)  # the registry may have moved since an equal run
 
-    return [prepared, pretrained, clustered, trained, tuned, evaluated, promoted]
+    return [prepared, detected, pretrained, clustered, trained, tuned, evaluated, promoted]
 
 
 rankone = build()

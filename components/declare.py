@@ -1,44 +1,56 @@
 """From an artifact signature and a dataclass of knobs to a KFP container component."""
 
 import dataclasses
+import importlib
 import inspect
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
 from components.descriptions import knob_descriptions
+from components.launch import PARAMETER
 from components.settings import Setting
 
 
-def container_component(image: str, params: type) -> Callable[[Callable[..., None]], BaseComponent]:
+def container_component(
+    image: str, params: type, every_parameter: bool = False
+) -> Callable[[Callable[..., None]], BaseComponent]:
     """Declare the step in whose folder this is called; its knobs come from `params`, its artifacts from the signature.
 
         @container_component(image="training", params=Params)
-        def pretrain(dataset: Input[Dataset], backbone: Output[Model]): ...
+        def pretrain(dataset: Input[Dataset], backbone: Output[Model], plan: str): ...
 
-    The component runs `python -m components.pretrain.step` with one `--name=value` for every artifact path and knob.
+    The component runs `python -m components.pretrain.step` with one `--name=value` for every artifact path, text and
+    knob.
 
     Args:
         image: name of the image; `rankone compile` pins it to a tag or digest.
         params: frozen dataclass; each field becomes an input with its default and the text under `Attributes:`.
+        every_parameter: give it the knobs of all other steps too, as `--run.name=value`.
     """
 
     def decorate(declaration: Callable[..., None]) -> BaseComponent:
-        artifacts = list(inspect.signature(declaration).parameters.values())
-        knobs = knob_parameters(params)
+        passed = list(inspect.signature(declaration).parameters.values())
+        knobs, texts = knob_parameters(params), knob_descriptions(params)
+        others = knobs_beside(params) if every_parameter else {}
+        further = [knob for knob, _ in others.values()]
+        texts |= {name: text for name, (_, text) in others.items()}
 
         def container(*values: Any, **named: Any) -> dsl.ContainerSpec:
-            given = inspect.Signature(artifacts + knobs).bind(*values, **named).arguments
-            options = [f"--{artifact.name}={given[artifact.name].path}" for artifact in artifacts]
+            given = inspect.Signature([*passed, *knobs, *further]).bind(*values, **named).arguments
+            told = [each for each in passed if each.annotation is not dsl.PipelineTaskFinalStatus]  # it is in {{$}}
+            options = [f"--{each.name}={getattr(given[each.name], 'path', given[each.name])}" for each in told]
             options += [f"--{knob.name}={given[knob.name]}" for knob in knobs]
+            options += [f"--{PARAMETER}{knob.name}={given[knob.name]}" for knob in further]
             options += [f"--pipeline-run={dsl.PIPELINE_JOB_ID_PLACEHOLDER}"]
             options += [f"--pipeline-task={dsl.PIPELINE_TASK_NAME_PLACEHOLDER}", "--executor-input", "{{$}}"]
             command = ["python", "-m", f"components.{declaration.__name__}.step"]
             return dsl.ContainerSpec(image=image, command=command, args=options)
 
-        described = _disguise(container, declaration, artifacts + knobs, knob_descriptions(params))
+        described = _disguise(container, declaration, [*passed, *knobs, *further], texts)
         return dsl.container_component(described)
 
     return decorate
@@ -57,6 +69,19 @@ def knob_parameters(params: type) -> list[inspect.Parameter]:
         )
         for field in dataclasses.fields(params)
     ]
+
+
+def knobs_beside(params: type) -> dict[str, tuple[inspect.Parameter, str]]:
+    """The knobs of every step that are not in `params`, by name: each as a parameter, and what it does."""
+    own = {field.name for field in dataclasses.fields(params)}
+    found: dict[str, tuple[inspect.Parameter, str]] = {}
+    for path in sorted(Path(__file__).parent.glob("*/params.py")):
+        kind = importlib.import_module(f"components.{path.parent.name}.params").Params
+        texts = knob_descriptions(kind)
+        for knob in knob_parameters(kind):
+            if knob.name not in own:
+                found.setdefault(knob.name, (knob, texts.get(knob.name, "")))
+    return found
 
 
 def with_knobs_of(

@@ -12,16 +12,24 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from html import escape
 from pathlib import Path
 from types import FrameType
 from typing import Any, NewType, NoReturn, get_args, get_origin, get_type_hints
 
 InputPath = NewType("InputPath", Path)
 OutputPath = NewType("OutputPath", Path)
+FinalStatus = NewType("FinalStatus", dict[str, Any])  # how the steps ended that an exit handler waited for, by KFP
+InputText = NewType("InputText", str)  # a text that an earlier step wrote
+OutputText = NewType("OutputText", Path)  # where a step writes a text
+PipelineParameters = NewType("PipelineParameters", dict[str, str])  # every parameter of the pipeline, as a text
 Scalar = str | int | float | bool
 Outputs = Mapping[str, Mapping[str, Scalar]]  # metadata of each output artifact, by its name
 
 RESERVED = {"executor-input", "pipeline-run", "pipeline-task"}  # options of the launcher itself
+PARAMETER = "run."  # begins the options that are parameters of the pipeline and no knobs of the step
+PLAN, TRAIN, SKIP = "plan", "train", "skip: "  # the option, and its values; behind the second stands the reason
+SKIPPED_KIND, SKIPPED_FORMAT = "skipped", 1  # of the folders that stand for what was not made
 
 
 def launch(
@@ -29,12 +37,17 @@ def launch(
 ) -> None:
     """Run a step as a program: `python -m components.<step>.step --dataset=PATH --epochs=3 ...`.
 
-    The step's signature names its artifacts: `InputPath` and `OutputPath` arguments are paths on the command line. All
-    other options are fields of `params_type`. Under KFP the outputs are reported in `executor_output.json`; in a shell
-    their metadata is printed. Bad input ends in one clear line and exit status 1; RANKONE_TRACEBACK=1 shows the rest.
+    The step's signature names its artifacts: `InputPath` and `OutputPath` arguments are paths on the command line,
+    `InputText` and `OutputText` ones texts that steps hand on; `PipelineParameters` is given all `--run.name=value`.
+    All other options are fields of `params_type`. Under KFP the outputs are reported in `executor_output.json`; in a
+    shell their metadata is printed. Bad input ends in one clear line and exit status 1; RANKONE_TRACEBACK=1 shows the
+    rest.
+
+    With `--plan="skip: <reason>"` a step that has no argument `plan` does nothing: its outputs are folders and pages
+    that say why, which later steps need not understand.
 
     Args:
-        step: takes `params` and one path an artifact; returns the metadata of every output.
+        step: takes `params`, one path an artifact and its texts; returns the metadata of every output.
         params_type: frozen dataclass of the knobs.
         every_rank: under torchrun, run the step in every process; else the first one works and the others end.
         arguments: the command line; that of the process when None.
@@ -48,14 +61,19 @@ def launch(
         executor_input = json.loads(options.pop("executor-input", "null"))
         os.environ.setdefault("RANKONE_PIPELINE_RUN", options.pop("pipeline-run", ""))
         os.environ["RANKONE_PIPELINE_TASK"] = options.pop("pipeline-task", step.__name__)
-        paths = artifact_arguments(step)
+        paths, texts = artifact_arguments(step), _take_texts(step, options)
+        plan = TRAIN if PLAN in texts else options.pop(PLAN, TRAIN)
         knobs = {name: text for name, text in options.items() if name not in paths}
         params = params_from(params_type, knobs)
         artifacts = _artifact_paths(paths, options)
         if first:
             _clear(artifacts, paths, under_kfp=executor_input is not None)
         started = time.monotonic()
-        outputs = step(params, **artifacts)
+        if plan.startswith(SKIP):
+            made = {name: path for name, path in artifacts.items() if paths[name] is OutputPath}
+            outputs: Outputs = _skip(plan.removeprefix(SKIP), made, executor_input) if first else {}
+        else:
+            outputs = step(params, **artifacts, **texts, **final_status(step, executor_input))
         seconds = {"step_seconds": round(time.monotonic() - started, 3)}  # the step's own work, without its start
         if first:
             timed = {name: {**metadata, **seconds} for name, metadata in outputs.items()}
@@ -77,6 +95,21 @@ def artifact_arguments(step: Callable[..., Outputs]) -> dict[str, type]:
     return {
         name: hints[name] for name in inspect.signature(step).parameters if hints.get(name) in (InputPath, OutputPath)
     }
+
+
+def final_status(step: Callable[..., Outputs], executor_input: dict[str, Any] | None) -> dict[str, FinalStatus]:
+    """The argument of an exit handler that takes how the steps ended; empty in a shell. KFP gives it to no other."""
+    values = ((executor_input or {}).get("inputs") or {}).get("parameterValues") or {}
+    hints = get_type_hints(step)
+    names = [name for name in inspect.signature(step).parameters if hints.get(name) is FinalStatus]
+    return {name: FinalStatus(values.get(name) or {}) for name in names}
+
+
+def text_arguments(step: Callable[..., Outputs]) -> dict[str, type]:
+    """The texts of a step, by name: each is InputText, OutputText or PipelineParameters."""
+    hints = get_type_hints(step)
+    kinds = (InputText, OutputText, PipelineParameters)
+    return {name: hints[name] for name in inspect.signature(step).parameters if hints.get(name) in kinds}
 
 
 def params_from(params_type: type, texts: Mapping[str, str]) -> Any:
@@ -141,6 +174,40 @@ def _options(arguments: list[str]) -> dict[str, str]:
     return options
 
 
+def _take_texts(step: Callable[..., Outputs], options: dict[str, str]) -> dict[str, Any]:
+    """The texts of a step; what they need is taken out of the options."""
+    texts: dict[str, Any] = {}
+    for name, kind in text_arguments(step).items():
+        if kind is PipelineParameters:
+            given = [option for option in options if option.startswith(PARAMETER)]
+            texts[name] = {option.removeprefix(PARAMETER): options.pop(option) for option in given}
+        elif kind is OutputText:
+            if not options.get(name):
+                raise ValueError(f"No path for '{name}'; give --{name}=PATH.")
+            texts[name] = Path(options.pop(name))
+            texts[name].parent.mkdir(parents=True, exist_ok=True)
+        else:
+            texts[name] = options.pop(name, TRAIN if name == PLAN else "")
+    return texts
+
+
+def _skip(reason: str, outputs: dict[str, Path], executor_input: dict[str, Any] | None) -> Outputs:
+    """Write what stands for the outputs of a step that has nothing to do: a page where KFP shows one, or a folder."""
+    print(f"Skipped: {reason}", flush=True)
+    listed = executor_input["outputs"].get("artifacts", {}) if executor_input else {}
+    facts = {"kind": SKIPPED_KIND, "format_version": SKIPPED_FORMAT, "reason": reason}
+    for name, path in outputs.items():
+        if name in listed and listed[name]["artifacts"][0].get("type", {}).get("schemaTitle") == "system.HTML":
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(
+                f"<!doctype html><meta charset='utf-8'><title>Skipped</title><p>Skipped: {escape(reason)}</p>\n"
+            )
+        else:
+            path.mkdir(parents=True)
+            (path / "manifest.json").write_text(json.dumps(facts, indent=2) + "\n")
+    return {name: {"skipped": reason} for name in outputs}
+
+
 def _artifact_paths(paths: dict[str, type], options: dict[str, str]) -> dict[str, Path]:
     missing = [name for name in paths if not options.get(name)]
     if missing:
@@ -172,7 +239,7 @@ def _report(
         print(json.dumps({name: dict(metadata) for name, metadata in outputs.items()}, indent=2))
         return
     report = {}
-    for name, listed in executor_input["outputs"]["artifacts"].items():
+    for name, listed in executor_input["outputs"].get("artifacts", {}).items():
         artifact = listed["artifacts"][0]
         report[name] = {"artifacts": [artifact | {"metadata": dict(outputs[name])}]}
     path = Path(executor_input["outputs"]["outputFile"])

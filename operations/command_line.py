@@ -22,6 +22,7 @@ from operations import (
     recipes,
     schedule_commands,
     status,
+    version_comparison,
 )
 from operations.run import Runner, run_here
 
@@ -195,6 +196,7 @@ def profiles_command() -> None:
 for command in cluster_commands.COMMANDS:
     app.command()(command)
 models.add_commands(app)
+app.command()(version_comparison.compare)
 app.add_typer(schedule_commands.schedule, name="schedule")
 app.command(name="status")(status.status_command)
 

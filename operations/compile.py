@@ -10,9 +10,12 @@ import yaml
 
 from operations.code_version import step_version
 from operations.profiles import Profile
+from retrieval.tracking import IMAGE
 
 PACKAGE, RESOURCES = "package", "crd"  # the formats
 FORMATS = (PACKAGE, RESOURCES)
+CHANGES_STEP, PIPELINE_CODE = "detect_changes", "RANKONE_PIPELINE_CODE"
+NO_PART_OF_A_MODEL = ("announce",)  # steps whose code changes no model
 
 
 def compile_pipeline(
@@ -97,13 +100,23 @@ def write_resources(package: Path, output: Path, namespace: str | None = None) -
 
 
 def _pin(text: str, images: Mapping[str, str] | None) -> str:
-    """The pipeline with a digest or a tag on every image, its leading comment kept."""
+    """The pipeline with a digest or a tag on every image, its leading comment kept.
+
+    The step that looks for changes is told the digest of them all: it is the version of the whole pipeline's code.
+    """
     comment = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
     specification, *platforms = yaml.safe_load_all(text)
+    pinned: dict[str, dict[str, Any]] = {}
     for executor in specification["deploymentSpec"]["executors"].values():
         container = executor["container"]
         step, image = container["command"][-1].split(".")[1], container["image"]  # python -m components.<step>.step
         if images is not None and image not in images:
             raise ValueError(f"{step} runs in {image}, which is not among the images: {', '.join(sorted(images))}.")
         container["image"] = images[image] if images is not None else f"{image}:{step_version(step)}"
+        if images is not None:  # what a step tells of itself: an image cannot know its own digest
+            container.setdefault("env", []).append({"name": IMAGE, "value": images[image]})
+        pinned[step] = container
+    made_by = {step: each["image"] for step, each in pinned.items() if step not in NO_PART_OF_A_MODEL}
+    code = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode())
+    pinned[CHANGES_STEP].setdefault("env", []).append({"name": PIPELINE_CODE, "value": code.hexdigest()})
     return comment + yaml.safe_dump_all([specification, *platforms], sort_keys=True)

@@ -22,11 +22,13 @@ from docker.errors import APIError, DockerException, ImageNotFound
 from docker.types import DeviceRequest, Mount
 
 from operations.local_runner import SECONDS_TO_STOP, Observer, StepTask
+from retrieval.tracking import IMAGE
 from retrieval.tracking_process import SOCKET
 
 PASSED = ("AWS_", "MLFLOW_", "RANKONE_", "OMP_", "GOMP_", "CUDA_VISIBLE_DEVICES", "NCCL_", "TORCH_LOGS")
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")  # in either case
-KEPT_BACK = ("RANKONE_HOME", "RANKONE_CODE_VERSION", SOCKET)  # the image has its own, or the container another
+OF_ONE_STEP = {"RANKONE_WEBHOOK_URL": "announce"}  # secrets that no other step is given
+KEPT_BACK = ("RANKONE_HOME", "RANKONE_CODE_VERSION", IMAGE, SOCKET)  # the image has its own, or the container another
 WRITTEN = ("RANKONE_CHECKPOINTS",)  # variables that may name a folder, which is mounted to be written to
 FILES = (  # variables that name a file, which is mounted at its own path
     "AWS_CA_BUNDLE",
@@ -117,16 +119,18 @@ class ContainerTask(StepTask):
     def __init__(
         self, observer: Observer, containers: Containers, image: str, pipeline_root: str, **arguments: Any
     ) -> None:
-        super().__init__(observer, **arguments)
-        self._containers, self._image, self._artifacts = containers, image, Path(pipeline_root)
+        super().__init__(observer, image=image, **arguments)
+        self._containers, self._artifacts = containers, Path(pipeline_root)
 
     def _run_program(self) -> int:
         with engine() as client, tempfile.TemporaryDirectory(prefix="rankone-tmp-") as scratch:
             for path in (*self._containers.sources, *self._containers.written, self._artifacts):
                 mount_point(path, Path(scratch))
             try:
-                present(client, self._image)
-                container = client.containers.create(self._image, self._command, **self._settings(Path(scratch)))
+                identity = present(client, self._image)
+                settings = self._settings(Path(scratch))
+                settings["environment"][IMAGE] = known_as(self._image, identity)
+                container = client.containers.create(self._image, self._command, **settings)
             except (APIError, OSError) as error:
                 self._observer.step_said(self._step, f"{self._image} cannot be run: {error}")
                 return 1
@@ -153,7 +157,12 @@ class ContainerTask(StepTask):
         mounts = [Mount(str(path), str(path), "bind", read_only=True) for path in self._containers.sources]
         mounts += [Mount(str(path), str(path), "bind") for path in (*self._containers.written, self._artifacts)]
         mounts.append(Mount(TEMPORARY, str(scratch), "bind"))
-        environment = {**self._containers.environment, **self._environment}
+        passed = {
+            name: value
+            for name, value in self._containers.environment.items()
+            if OF_ONE_STEP.get(name, self._step) == self._step
+        }
+        environment = {**passed, **self._environment}
         if self._containers.tracking_socket:
             mounts.append(Mount(SOCKET_FOLDER, str(self._containers.tracking_socket.parent), "bind"))
             environment[SOCKET] = f"{SOCKET_FOLDER}/{self._containers.tracking_socket.name}"
@@ -180,18 +189,23 @@ def mount_point(path: Path, scratch: Path) -> None:
             place.touch()
 
 
-def present(client: docker.DockerClient, image: str) -> None:
-    """Have the engine hold an image: one that was pushed is pulled by its digest.
+def known_as(image: str, identity: str) -> str:
+    """An image as a run's tags name it: a reference by digest as it is, another one with the engine's id of it."""
+    return image if "@" in image else f"{image} {identity}"
+
+
+def present(client: docker.DockerClient, image: str) -> str:
+    """Have the engine hold an image, and tell its id: one that was pushed is pulled by its digest.
 
     Raises:
         OSError: it is neither here nor in a registry.
     """
     try:
-        client.images.get(image)
+        return str(client.images.get(image).id)
     except ImageNotFound:
         if "@" not in image:
             raise OSError("this engine does not hold it, and it was not pushed; `make images` builds it.") from None
-        client.images.pull(image)
+        return str(client.images.pull(image).id)
 
 
 def lines_of(chunks: Iterable[bytes]) -> Iterator[str]:

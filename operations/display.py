@@ -28,6 +28,7 @@ class Display:
         if not self.console.is_terminal:
             self.console.width = LOG_WIDTH
         self.results: dict[str, StepResult] = {}
+        self.at_work = ""  # the step whose turn it is
         self._steps, self._logs = steps, logs
         self._live: Live | None = None
         self._started = 0.0
@@ -38,7 +39,7 @@ class Display:
 
     def step_started(self, step: str) -> None:
         """Show the step and its number."""
-        self._started = time.monotonic()
+        self._started, self.at_work = time.monotonic(), step
         self._heading = f"[{len(self.results) + 1}/{self._steps}] {step}"
         self._running = False
 
@@ -58,7 +59,7 @@ class Display:
     def step_ended(self, result: StepResult) -> None:
         """Say how it ended and how long it took."""
         self.close()
-        self.results[result.step] = result
+        self.results[result.step], self.at_work = result, ""
         if result.cached:
             self.console.print(f"[bold]{self._heading}[/]  [cyan]done before[/] (from the step cache)")
         elif result.succeeded:

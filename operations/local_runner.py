@@ -103,8 +103,15 @@ def run_compiled(
 class StepTask:
     """Runs the command of a container component; stands where kfp.local expects its own task handler."""
 
-    def __init__(self, observer: Observer, full_command: list[str], env_vars: dict[str, str] | None, **_: Any) -> None:
-        self._observer, self._command, self._environment = observer, full_command, env_vars or {}
+    def __init__(
+        self,
+        observer: Observer,
+        full_command: list[str],
+        env_vars: dict[str, str] | None,
+        image: str = "",
+        **_: Any,
+    ) -> None:
+        self._observer, self._command, self._environment, self._image = observer, full_command, env_vars or {}, image
         self._step = full_command[full_command.index("-m") + 1].split(".")[1]
 
     def run(self) -> status.Status:
@@ -130,6 +137,8 @@ class ProcessTask(StepTask):
     def _run_program(self) -> int:
         command = [sys.executable, *self._command[1:]] if self._command[0] == "python" else self._command
         environment = {"GOMP_SPINCOUNT": SPIN_COUNT, **os.environ, "PYTHONUNBUFFERED": "1", **self._environment}
+        if version := self._image.partition(":")[2]:  # of the step's code, as the pipeline was compiled
+            environment["RANKONE_CODE_VERSION"] = version
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -151,12 +160,14 @@ class ProcessTask(StepTask):
 
 
 def missing_outputs(executor_input: dict[str, Any]) -> list[str]:
-    """Names of the declared output artifacts that a task did not report or that do not exist."""
+    """Names of the declared outputs that a task did not report or that do not exist: artifacts, and texts."""
     outputs = executor_input["outputs"]
     report = Path(outputs["outputFile"])
     reported = json.loads(report.read_text())["artifacts"] if report.is_file() else {}
     declared = outputs.get("artifacts", {})
-    return [
+    texts = outputs.get("parameters", {})
+    missing = [name for name, text in texts.items() if not Path(text["outputFile"]).is_file()]
+    return missing + [
         name for name in declared if name not in reported or not Path(reported[name]["artifacts"][0]["uri"]).exists()
     ]
 
@@ -193,7 +204,8 @@ def _adapted(observer: Observer, results: list[StepResult], containers: "Contain
         observer.step_started(step)
         outputs, state = execute(task_name=task_name, **arguments)
         succeeded = state == status.Status.SUCCESS
-        result = StepResult(step, succeeded, succeeded and not ran, time.monotonic() - started, outputs)
+        artifacts = {name: output for name, output in outputs.items() if isinstance(output, dsl.Artifact)}  # no texts
+        result = StepResult(step, succeeded, succeeded and not ran, time.monotonic() - started, artifacts)
         results.append(result)
         observer.step_ended(result)
         return outputs, state

@@ -21,6 +21,7 @@ SECRETS = {  # optional, every key of them: a cluster may give its service accou
     "rankone-s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
     "rankone-mlflow": ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"),
 }
+SECRETS_OF = {"announce": {"rankone-webhook": ("RANKONE_WEBHOOK_URL",)}}  # optional too, and of one step alone
 
 
 def placed_pipeline(profile: Profile) -> BaseComponent:
@@ -46,12 +47,15 @@ def step_of(task: PipelineTask) -> str:
 
 def ask_for_resources(task: PipelineTask, part: str, hardware: Hardware, settings: Mapping[str, Any]) -> None:
     """Ask for processors, memory, an accelerator and the nodes that have them; a run's parameters decide."""
-    memory = settings[f"{part}_memory"]
-    task.set_cpu_request(settings[f"{part}_cpu"])  # no limit: a step that finds idle processors uses them
+    cpu, memory = settings[f"{part}_cpu"], settings[f"{part}_memory"]
+    task.set_cpu_request(cpu)  # no limit: a step that finds idle processors uses them
     task.set_memory_request(memory).set_memory_limit(memory)
+    read = [cpu, memory]
     if hardware.accelerator:
+        read += [settings["accelerator_type"], settings["accelerator_count"]]
         task.set_accelerator_type(settings["accelerator_type"])
         task.set_accelerator_limit(settings["accelerator_count"])
+    task.register_pipeline_channels(read)  # else kfp 2.17 does not hand them on to the steps of an exit handler
     kubernetes.add_node_selector_json(task, settings[f"{part}_node_selector"])
     kubernetes.add_toleration_json(task, settings[f"{part}_tolerations"])
 
@@ -80,5 +84,5 @@ def take_variables(task: PipelineTask) -> None:
     """Take the addresses of MLflow and of the object store, and the credentials for both, from the namespace."""
     kubernetes.use_config_map_as_env(task, CONFIG_MAP, {name: name for name in ADDRESS})
     kubernetes.use_config_map_as_env(task, CONFIG_MAP, {name: name for name in PLACES}, optional=True)
-    for secret, names in SECRETS.items():
+    for secret, names in (SECRETS | SECRETS_OF.get(step_of(task), {})).items():
         kubernetes.use_secret_as_env(task, secret, {name: name for name in names}, optional=True)

@@ -1,5 +1,6 @@
 """One run of the pipeline on this machine: compile, execute from the YAML, resume where the last one ended."""
 
+import contextlib
 import datetime
 import enum
 import json
@@ -16,15 +17,20 @@ from operations.champion import keep_parameters, with_champion
 from operations.compile import compile_pipeline
 from operations.parameters import step_names
 from retrieval import tracking
+from retrieval.announcement import announce
 from retrieval.fingerprint import source_fingerprint
 from retrieval.home import home
 from retrieval.manifest import digest_of
+from retrieval.news import ANNOUNCING_STEP, Ending
+from retrieval.webhook import ADDRESS
 
 if TYPE_CHECKING:
     from operations.container_task import Containers
+    from operations.display import Display
     from operations.local_runner import StepResult
 
 FAILED, STOPPED = 1, 130
+STATES = {"FINISHED": "SUCCEEDED", "FAILED": "FAILED", "KILLED": "CANCELLED"}  # as an exit handler is told of them
 PATHS = ("location", "weights", "further_datasets")  # parameters that may name files of this machine
 WORDS = ("", "none", "imagenet")  # values of theirs that name none
 
@@ -82,6 +88,7 @@ def run_here(name: str, values: Mapping[str, Any], runner: Runner = Runner.PROCE
     finally:
         display.close()
         record(folder, status, display.results)
+        tell(key, values, status, display)
         tracking.finish_pipeline_run(key, status, {"rankone.cached_steps": cached_steps(display.results)}, wait=False)
 
     if status == "KILLED":
@@ -94,9 +101,27 @@ def run_here(name: str, values: Mapping[str, Any], runner: Runner = Runner.PROCE
             "Mend the cause and run the same command again: it resumes at this step."
         )
         return FAILED
-    report = keep_report(Path(display.results["evaluate"].artifacts["report"].path), folder)
+    keep_page(Path(display.results["promote"].artifacts["verdict_page"].path), folder / "verdict.html")
+    if (reason := skipped(display.results)) is not None:
+        display.console.print(
+            f"\nSkipped (unchanged): {reason}.\nNothing was trained; `-p force=true` trains all the same."
+        )
+        return 0
+    report = keep_page(Path(display.results["evaluate"].artifacts["report"].path), folder / "report.html")
     summary(display.console, display.results, report, next_commands(report))
     return 0
+
+
+def tell(key: str, values: Mapping[str, Any], status: str, display: "Display") -> None:
+    """Post the outcome where the exit handler could not: Ctrl-C ends it too, and so does what goes wrong before it."""
+    from operations.parameters import all_knobs
+
+    if ANNOUNCING_STEP in display.results or not os.environ.get(ADDRESS):
+        return
+    webhook_format = values.get("webhook_format", all_knobs()["webhook_format"].default)
+    with contextlib.suppress(KeyboardInterrupt):  # a second Ctrl-C waits for nobody
+        said = announce(key, webhook_format, Ending(STATES[status], step=display.at_work), attempts=1)
+        display.console.print(f"\n{said}")
 
 
 def with_source(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,10 +206,14 @@ def cached_steps(results: "Mapping[str, StepResult]") -> str:
     return ", ".join(step for step, result in results.items() if result.cached)
 
 
-def keep_report(report: Path, folder: Path) -> Path:
-    """Copy the report beside the run's logs, under a name that a browser opens."""
-    kept = folder / "report.html"
-    shutil.copyfile(report, kept)
+def skipped(results: "Mapping[str, StepResult]") -> str | None:
+    """Why there was nothing to train on; None where the run went all the way."""
+    return results["evaluate"].artifacts["report"].metadata.get("skipped")
+
+
+def keep_page(page: Path, kept: Path) -> Path:
+    """Copy a page beside the run's logs, under a name that a browser opens."""
+    shutil.copyfile(page, kept)
     return kept
 
 

@@ -89,6 +89,37 @@ def threshold_chart(acceptance: Acceptance) -> str:
     return _svg(height, f"Precision and coverage against similarity; threshold {chosen}", parts)
 
 
+def similarity_chart(usual: Sequence[float], found: Sequence[float], far_below: float) -> str:
+    """How similar the nearest image is: shares of the images of a reference and of new ones, in equal bins.
+
+    The line is the similarity below which an image counts as far.
+    """
+    low, high = _padded(min(*usual, *found, far_below), max(*usual, *found, far_below))
+    height, left, right, top, bins = 250, 30, 20, 26, 40
+    plot_width, plot_height = WIDTH - left - right, height - top - 46
+    edges = np.linspace(low, high, bins + 1)
+    shares = [np.histogram(values, edges)[0] / len(values) for values in (usual, found)]
+    most = max(float(share.max()) for share in shares)
+
+    def across(similarity: float) -> float:
+        return left + plot_width * (similarity - low) / (high - low)
+
+    parts = [_line(left, top + plot_height, left + plot_width, top + plot_height, "axis")]
+    for share, style in zip(shares, ("usual", "found"), strict=True):
+        points = []
+        for number, value in enumerate(share):
+            up = top + plot_height * (1 - float(value) / most)
+            points += [(across(edges[number]), up), (across(edges[number + 1]), up)]
+        parts.append(_curve(points, style))
+    parts += [_text(across(x), height - 26, f"{x:.{places}f}", "tick", "middle") for x, places in _nice(low, high)]
+    parts.append(_text(left + plot_width / 2, height - 6, "similarity of the nearest image (cosine)", "tick", "middle"))
+    x = across(far_below)
+    parts.append(_line(x, top, x, top + plot_height, "mark"))
+    anchor = "end" if x > left + plot_width - 80 else "start" if x < left + 80 else "middle"
+    parts.append(_text(x, top - 9, f"far below {far_below:.3f}", "mark-text", anchor))
+    return _svg(height, f"Similarity of the nearest image; far below {far_below:.3f}", parts)
+
+
 def histogram(shares: Sequence[float], bins: int = 10) -> str:
     """How many classes reach what R@1, in equal bins from 0 to 100 %; the last bin holds 100 %."""
     counts = [0] * bins

@@ -13,11 +13,13 @@ import pyarrow.parquet as pq
 
 from retrieval.answers import Answers, save_answers
 from retrieval.manifest import Manifest, digest_of, read_manifest, write_manifest
+from retrieval.pictures import save_pictures
 from retrieval.thresholds import Trials
 
-KIND, FORMAT_VERSION = "evaluation", 2
+KIND, FORMAT_VERSION = "evaluation", 3
 EVALUATION, QUERIES = "evaluation.json", "queries.parquet"
-ANSWERS, CHAMPION_ANSWERS = "answers.parquet", "champion_answers.parquet"
+ANSWERS, CHAMPION_ANSWERS, PICTURES = "answers.parquet", "champion_answers.parquet", "pictures.parquet"
+IMAGES, REFERENCE = "images.parquet", "reference.parquet"  # for the runs to come: what is new, what has drifted
 NEIGHBOURS = 8  # kept of each query
 NO_THRESHOLD = "no threshold"
 QUERY_SCHEMA = pa.schema(
@@ -279,6 +281,7 @@ class Evaluation:
         feature_learning: what the embeddings keep of the similarity of the features; None when it was not measured.
         missing_parts: R@1 by hidden part; empty when it was not measured.
         further_datasets: in the order asked for.
+        training_images: of the dataset; 0 when it was not counted.
     """
 
     evaluation_digest: str
@@ -308,6 +311,7 @@ class Evaluation:
     feature_learning: FeatureLearning | None = None
     missing_parts: tuple[MissingParts, ...] = ()
     further_datasets: tuple[FurtherDataset, ...] = ()
+    training_images: int = 0
 
 
 def evaluation_digest(protocol: str, images: Iterable[tuple[str, str]]) -> str:
@@ -327,6 +331,7 @@ def save_evaluation(
     made_from: dict[str, str] | None = None,
     answers: Answers | None = None,
     champion: Answers | None = None,
+    pictures: dict[str, bytes] | None = None,
 ) -> Manifest:
     """Write an evaluation folder.
 
@@ -337,6 +342,7 @@ def save_evaluation(
         made_from: digest of each artifact it was measured on, by name.
         answers: of the model, for the gate.
         champion: answers of the champion to the same queries; None where there is none or it could not be scored.
+        pictures: small ones of test images, by sha256, for the galleries of fixed and broken queries.
 
     Raises:
         ValueError: the table does not have one row a query, or a number is not finite.
@@ -350,6 +356,8 @@ def save_evaluation(
     for name, given in {ANSWERS: answers, CHAMPION_ANSWERS: champion}.items():
         if given is not None:
             save_answers(folder / name, given)
+    if pictures:
+        save_pictures(folder / PICTURES, pictures)
     return write_manifest(folder, KIND, FORMAT_VERSION, made_from)
 
 

@@ -1,15 +1,19 @@
 """What the gate found, written down: as JSON for programs and as a page of markdown for people. No torch here."""
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
 from retrieval.comparison import ClassChange, Comparison
 from retrieval.evidence import Evidence
 from retrieval.gate import Check, Verdict
+from retrieval.model_card import plain, shortened
 
 CLASSES_SHOWN = 5  # that fall, and that gain
+LONGEST = 8_000  # characters; what MLflow takes as a run's description
+LONGEST_NAME = 200  # characters of a class's name
 
 
 def facts_of(verdict: Verdict) -> dict[str, Any]:
@@ -27,14 +31,18 @@ def facts_of(verdict: Verdict) -> dict[str, Any]:
     return _finite(found)
 
 
-def page_of(verdict: Verdict, headline: str) -> str:
-    """The gate's page in markdown; its first line says the decision and why.
+def page_of(verdict: Verdict, headline: str, sections: Mapping[str, Sequence[tuple[str, str]]] | None = None) -> str:
+    """The gate's page in Markdown, of 8,000 characters at most; its first line says the decision and why.
 
     Args:
         verdict: of the gate.
         headline: the decision in a few words, with the model's name and version.
+        sections: what else there is to tell, as rows of label and text by title.
     """
-    parts = [f"**{headline}**: {verdict.reason}", _models(verdict.candidate, verdict.champion)]
+    parts = [
+        f"**{headline}**: {_escaped(verdict.reason)}",
+        _models(verdict.candidate, verdict.champion),
+    ]
     if verdict.checks:
         parts.append(_table(("rule", "measured", "required", ""), [_line(check) for check in verdict.checks]))
     if found := verdict.comparison:
@@ -47,7 +55,9 @@ def page_of(verdict: Verdict, headline: str) -> str:
         gains = [change for change in reversed(found.class_changes) if change.change > 0][:CLASSES_SHOWN]
         parts.append(_falls(found, verdict.thresholds.maximum_class_drop))
         parts += [_classes(title, changes) for title, changes in (("falls", falls), ("gains", gains)) if changes]
-    return "\n\n".join(parts) + "\n"
+    for title, rows in (sections or {}).items():
+        parts.append(f"### {title}\n\n" + _table(("", ""), rows))
+    return shortened("\n\n".join(parts) + "\n", LONGEST)
 
 
 def _models(candidate: Evidence, champion: Evidence | None) -> str:
@@ -81,7 +91,12 @@ def _falls(found: Comparison, most: float) -> str:
 
 def _classes(title: str, changes: Sequence[ClassChange]) -> str:
     rows = [
-        [change.class_name, f"{change.queries:,}", f"{change.champion:.1%}", f"{change.candidate:.1%}"]
+        [
+            plain(change.class_name, LONGEST_NAME),
+            f"{change.queries:,}",
+            f"{change.champion:.1%}",
+            f"{change.candidate:.1%}",
+        ]
         for change in changes
     ]
     return _table((f"class that {title}", "queries", "champion", "candidate"), rows)
@@ -89,7 +104,12 @@ def _classes(title: str, changes: Sequence[ClassChange]) -> str:
 
 def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [names, ["---"] * len(names), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(map(_escaped, line))} |" for line in lines)
+
+
+def _escaped(text: str) -> str:
+    """What would begin a tag or end a cell, escaped where it is not yet."""
+    return re.sub(r"(?<!\\)([<|])", r"\\\1", text)
 
 
 def _points(share: float) -> str:

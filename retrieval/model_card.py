@@ -60,14 +60,14 @@ def figures(measured: Evaluation) -> list[str]:
 def weak_classes(measured: Evaluation) -> list[str]:
     """The classes that are found worst."""
     found = sorted(measured.recall_by_class, key=lambda found: found.recall_at_1)[:WEAK_CLASSES]
-    return [f"{_plain(one.class_name)}: R@1 {_percent(one.recall_at_1)} of {one.queries:,} queries" for one in found]
+    return [f"{plain(one.class_name)}: R@1 {_percent(one.recall_at_1)} of {one.queries:,} queries" for one in found]
 
 
 def data(measured: Evaluation, tags: Mapping[str, str]) -> list[str]:
     """What it was trained and measured on, and by which code."""
     lines = [
         f"dataset `{measured.dataset_digest[:12]}`, evaluation `{measured.evaluation_digest[:12]}`",
-        f"measured on {_plain(measured.protocol)}",
+        f"measured on {plain(measured.protocol)}",
     ]
     labels = {"pipeline run": "pipeline_run", "its page": "pipeline_address", "code": "code_version"}
     return lines + [f"{label} {tags[f'rankone.{tag}']}" for label, tag in labels.items() if tags.get(f"rankone.{tag}")]
@@ -77,7 +77,7 @@ def method(config: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
     """The network, and what was decided while it was trained."""
     network = {"network": "architecture", "dimension": "dimension", "image size": "image_size", "head": "head"}
     lines = [f"{label} {config[key]}" for label, key in network.items() if key in config]
-    return lines + [f"{_plain(str(value))}" for key, value in sorted(facts.items()) if key.endswith("_why")]
+    return lines + [f"{plain(str(value))}" for key, value in sorted(facts.items()) if key.endswith("_why")]
 
 
 def cost(measured: Evaluation, tags: Mapping[str, str]) -> list[str]:
@@ -105,9 +105,9 @@ def shortened(text: str, longest: int) -> str:
     return text[: longest - 2].rpartition("\n")[0] + "\n…"
 
 
-def _plain(text: str) -> str:
-    """One line that Markdown takes as it is."""
-    line = " ".join(text.split())[:LONGEST_TEXT]
+def plain(text: str, longest: int = LONGEST_TEXT) -> str:
+    """One line that Markdown takes as it is, of so many characters at most."""
+    line = " ".join(text.split())[:longest]
     return "".join(f"\\{letter}" if letter in "\\`*_[]<>#|" else letter for letter in line)
 
 

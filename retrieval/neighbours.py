@@ -3,22 +3,22 @@
 A float32 score differs from the exact one by less than `score_error`. So the images whose score lies within that error
 of the best are the only ones that can be the answer: they alone are scored again in float64. Where too many lie there
 (duplicates, rows of zeros), all scores of that query are computed in float64. Where a processor multiplies bfloat16 in
-hardware, self-retrieval looks at such products first, with their own, wider, error.
+hardware, self-retrieval looks at such products first, with their own, wider, error: they are written in bfloat16 too,
+and their maxima taken as those of whole numbers, which is a quarter of the work of float32 ones.
 """
-
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from retrieval.devices import bfloat16_units, has_fast_bfloat16
+from retrieval.devices import has_fast_bfloat16
 
 TIE = 1e-6  # similarities this close are equal; the lowest index goes first
 SPARE = 8  # candidates kept beyond k, so that most queries are proven at the first attempt
 SEGMENT = 256  # columns whose maximum the symmetric search looks at,
 SEGMENTS_KEPT = 8  # and how many segments it remembers for each row: enough for the error of bfloat16
-TILE = 512  # rows and columns of one product of it, a multiple of SEGMENT: its megabyte stays in the cache
+TILE = 512  # rows and columns of one product of it, a multiple of SEGMENT: it stays in the cache
+WRITTEN_IN_BFLOAT16 = 1.01 * 2.0**-7  # two scores, each rounded by at most 2^-8 of itself
 LONGEST_IN_BFLOAT16 = 2.0**32  # longer rows might leave the range of numbers
 EXACT_IS_CHEAPER = (
     64  # float64 products are faster than gathering candidates once the gallery is this many times their number
@@ -127,6 +127,7 @@ class _Rows:
         self.scale = 1 / torch.where(norms > 0, norms, 1) if normalise else torch.ones_like(norms)
         small = values.numel() <= budget
         self._scaled = self.exact(slice(None)).float() if small else None
+        self._rounded: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -136,6 +137,14 @@ class _Rows:
         if self._scaled is not None:
             return self._scaled[start:stop]
         return self.exact(slice(start, stop)).float()
+
+    def rounded_tile(self, start: int, stop: int) -> Tensor:
+        """Rows start to stop in bfloat16."""
+        if self._scaled is None:
+            return self.tile(start, stop).bfloat16()
+        if self._rounded is None:
+            self._rounded = self._scaled.bfloat16()
+        return self._rounded[start:stop]
 
     def residual(self, rows_per_block: int) -> float:
         """Greatest length of what rounding a row to bfloat16 takes from it."""
@@ -216,51 +225,61 @@ class _Search:
         Returns:
             The unproven rows.
         """
-        window = self.window
+        window, share = self.window, 0.0
         if rounded:
             dimension, longest = self.rows.values.shape[1], self.rows.longest
             window = TIE + 2 * bfloat16_error(dimension, self.rows.residual(self.queries_per_block), longest)
+            share = WRITTEN_IN_BFLOAT16
         # twice the rows: the largest maxima are merged half as often
         edge, count = -(-2 * self.queries_per_block // SEGMENT) * SEGMENT, len(everyone)
         best = self.rows.tile(0, 0).new_full((count, SEGMENTS_KEPT), -torch.inf)
         segment = torch.zeros_like(best, dtype=torch.int64)
-        scores = best.new_empty(min(TILE, count) ** 2)  # one piece of memory for all tiles: fresh pages cost as much
-        with bfloat16_units() if rounded else nullcontext():
-            for top in range(0, count, edge):
-                across, down = self._segment_maxima(top, min(top + edge, count), scores)
-                _keep_largest(best, segment, top, across, top // SEGMENT)
-                _keep_largest(best, segment, top + edge, down, top // SEGMENT)
-                proven = best[:, -1] < best[:, 0] - window
-                if rounded and top == 0 and 2 * int(proven[:edge].sum()) < len(proven[:edge]):
-                    return everyone
-        inside = (best >= best[:, :1] - window) & proven.unsqueeze(1)
+        kind = torch.bfloat16 if rounded else best.dtype
+        scores = best.new_empty(min(TILE, count) ** 2, dtype=kind)  # one for all tiles: fresh pages cost as much
+        for top in range(0, count, edge):
+            across, down = self._segment_maxima(top, min(top + edge, count), scores)
+            _keep_largest(best, segment, top, across, top // SEGMENT)
+            _keep_largest(best, segment, top + edge, down, top // SEGMENT)
+            least = best[:, :1] * (1 - share) - window  # a lower maximum holds no answer
+            proven = best[:, -1] < least[:, 0]
+            if rounded and top == 0 and 2 * int(proven[:edge].sum()) < len(proven[:edge]):
+                return everyone
+        inside = (best >= least) & proven.unsqueeze(1)
         return torch.cat([everyone[~proven], self._score_segments(inside, segment)])
 
     def _segment_maxima(self, top: int, bottom: int, scores: Tensor) -> tuple[Tensor, Tensor]:
         """Maxima of the products of rows top to bottom with these and all later rows, over segments.
 
+        Args:
+            top: first row.
+            bottom: last row, and one.
+            scores: memory of a tile; its type is that of the products.
+
         Returns:
             Of rows top to bottom, over segments of the columns from top on; and of the later rows, over segments of
-            rows top to bottom. A row is left out of its own maximum.
+            rows top to bottom; float32. A row is left out of its own maximum. Of bfloat16 ones 0 stands for all
+            that is negative.
         """
         count = len(self.rows)
+        rows_of = self.rows.rounded_tile if scores.dtype == torch.bfloat16 else self.rows.tile
+        scores, lowest = _sortable(scores)
         across = scores.new_empty(bottom - top, -(-(count - top) // SEGMENT))
         down = scores.new_empty(count - bottom, -(-(bottom - top) // SEGMENT))
         for left in range(top, count, TILE):
-            others = self.rows.tile(left, left + TILE)
+            others = rows_of(left, left + TILE)
             columns = slice((left - top) // SEGMENT, (left - top + TILE) // SEGMENT)
             for upper in range(top, bottom, TILE):
-                queries = self.rows.tile(upper, min(upper + TILE, bottom))
+                queries = rows_of(upper, min(upper + TILE, bottom))
                 tile = scores[: len(queries) * len(others)].view(len(queries), len(others))
-                torch.mm(queries, others.T, out=tile)
+                torch.mm(queries, others.T, out=tile.view(queries.dtype))
                 if left < bottom:
-                    tile.diagonal(upper - left).fill_(-torch.inf)
-                across[upper - top : upper - top + TILE, columns] = _maxima(tile, 1)
+                    tile.diagonal(upper - left).fill_(lowest)
+                across[upper - top : upper - top + TILE, columns] = _maxima(tile, 1, lowest)
                 if left + TILE > bottom:
                     later = slice(max(left, bottom) - bottom, left - bottom + TILE)
                     rows = slice((upper - top) // SEGMENT, (upper - top + TILE) // SEGMENT)
-                    down[later, rows] = _maxima(tile, 0)[max(bottom - left, 0) :]
-        return across, down
+                    down[later, rows] = _maxima(tile, 0, lowest)[max(bottom - left, 0) :]
+        return _upper_bounds(across), _upper_bounds(down)
 
     def _score_segments(self, inside: Tensor, segment: Tensor) -> Tensor:
         """Answer rows from some segments each, in float64; returns those that tie across segments.
@@ -323,11 +342,27 @@ def _largest(scores: Tensor, kept: int, segment: int = 32) -> tuple[Tensor, Tens
     return found, columns.gather(1, position)
 
 
-def _maxima(tile: Tensor, dim: int) -> Tensor:
+def _sortable(scores: Tensor) -> tuple[Tensor, float]:
+    """The scores as numbers whose maxima are quickly taken, in the same memory, and the least value of such a number.
+
+    bfloat16 numbers that are not negative have the order of their bits read as whole numbers, and the negative ones are
+    below them; `_upper_bounds` turns back.
+    """
+    if scores.dtype == torch.bfloat16:
+        return scores.view(torch.int16), torch.iinfo(torch.int16).min
+    return scores, -torch.inf
+
+
+def _upper_bounds(maxima: Tensor) -> Tensor:
+    """Maxima of `_sortable` scores in float32; of bfloat16 ones 0 stands for all that is negative."""
+    return maxima.clamp(min=0).view(torch.bfloat16).float() if maxima.dtype == torch.int16 else maxima
+
+
+def _maxima(tile: Tensor, dim: int, lowest: float) -> Tensor:
     """Maxima over segments of the rows (dim 0) or columns (dim 1) of a tile: (rows or columns kept, segments)."""
     missing = -tile.shape[dim] % SEGMENT
     if missing:
-        tile = F.pad(tile, (0, missing) if dim == 1 else (0, 0, 0, missing), value=-torch.inf)
+        tile = F.pad(tile, (0, missing) if dim == 1 else (0, 0, 0, missing), value=lowest)
     if dim == 1:
         return tile.view(len(tile), -1, SEGMENT).amax(2)
     return tile.view(-1, SEGMENT, tile.shape[1]).amax(1).T

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from retrieval.evidence import Evidence
 from retrieval.ledger import CHAMPION, look
@@ -25,6 +26,11 @@ KEY = "rankone.key"  # tag that makes a second registration of the same model fi
 CARD = "model_card.md"
 RUNS_LOOKED_AT = 200  # of a step, newest first
 JUDGED = ("rankone.outcome", "rankone.rule", "rankone.reason")  # tags of a version that hold in its own registry only
+ANSWERS, PICTURES = "answers", "pictures"  # folders of what is kept with the run of a version
+OF_STEPS = {  # tags of a version, each told by its steps under another tag, where they know
+    "rankone.image_digests": "rankone.image",
+    "rankone.devices": "rankone.device",
+}
 SERVED_MODEL = Path(__file__).with_name("served_model.py")
 SERVED_WITH = ("mlflow", "torch", "torchvision", "safetensors", "numpy", "pillow", "pandas")
 GREY_PNG = (  # 8 x 8 pixels, in base64: the example of an input
@@ -141,9 +147,9 @@ def lineage(pipeline_run: str, run_id: str) -> dict[str, str]:
         run_id: of one of its steps.
 
     Returns:
-        The version of the code of every step, which is the content of its image, as JSON; the digest of all their
-        parameters; how long each took, as JSON; and the address of the run's page: RANKONE_PIPELINE_ADDRESS, with the
-        key for "{run}" in it, or MLflow's.
+        As JSON by step: the version of its code, which is the content of its image; the image that it ran in, where it
+        ran in one; the device it used; how long it took. The digest of all parameters; and the address of the run's
+        page: RANKONE_PIPELINE_ADDRESS, with the key for "{run}" in it, or MLflow's.
     """
     return _ask("lineage", pipeline_run=pipeline_run, run_id=run_id) if pipeline_run else {}
 
@@ -196,6 +202,25 @@ def fetch_file(found: ModelVersion, name: str, folder: Path) -> Path | None:
         return None
     fetched = _ask("fetch_file", run_id=found.run_id, name=name, folder=str(folder.resolve()))
     return Path(fetched) if fetched else None
+
+
+def kept_files(found: ModelVersion, folder: str) -> list[str]:
+    """Names ("folder/file") of what `keep_file` kept in a folder; none where the run is gone."""
+    return _ask("kept_files", run_id=found.run_id, folder=folder) if found.run_id else []
+
+
+def page_address(name: str, number: int) -> str:
+    """Address of a version's page in MLflow, without credentials; empty on the embedded store, which has none."""
+    server = _server()
+    return f"{server}/#/models/{name}/versions/{number}" if server else ""
+
+
+def _server() -> str:
+    """Address of the MLflow server as a person may see it; empty where there is none."""
+    parts = urlsplit(os.environ.get("MLFLOW_TRACKING_URI", ""))
+    if parts.scheme not in ("http", "https"):
+        return ""
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
 
 
 def _ask(action: str, **arguments: Any) -> Any:
@@ -349,15 +374,19 @@ def _keep_file(run_id: str, path: str, folder: str, name: str) -> None:
 
 
 def _fetch_file(run_id: str, name: str, folder: str) -> str:
+    kept = _kept_files(run_id, name.rpartition("/")[0])
+    return str(client().download_artifacts(run_id, name, folder)) if name in kept else ""
+
+
+def _kept_files(run_id: str, folder: str) -> list[str]:
     from mlflow.exceptions import MlflowException
 
     try:
-        kept = {file.path for file in client().list_artifacts(run_id, name.rpartition("/")[0] or None)}
+        return sorted(file.path for file in client().list_artifacts(run_id, folder or None))
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # the run was deleted for good
-            return ""
+            return []
         raise
-    return str(client().download_artifacts(run_id, name, folder)) if name in kept else ""
 
 
 def _lineage(pipeline_run: str, run_id: str) -> dict[str, str]:
@@ -373,10 +402,13 @@ def _lineage(pipeline_run: str, run_id: str) -> dict[str, str]:
         "rankone.parameters_digest": digest_of({step: dict(run.data.params) for step, run in steps.items()}),
         "rankone.step_seconds": json.dumps(seconds),
     }
+    for tag, label in OF_STEPS.items():
+        if known := {step: run.data.tags[label] for step, run in steps.items() if run.data.tags.get(label)}:
+            tags[tag] = json.dumps(known)
     address = os.environ.get("RANKONE_PIPELINE_ADDRESS", "").replace("{run}", pipeline_run)
     parent = next((run.info for run in runs if run.data.tags.get("rankone.kind") == "pipeline"), None)
-    if parent and not address and tracking_uri().startswith("http"):
-        address = f"{tracking_uri().rstrip('/')}/#/experiments/{parent.experiment_id}/runs/{parent.run_id}"
+    if parent and not address and (server := _server()):
+        address = f"{server}/#/experiments/{parent.experiment_id}/runs/{parent.run_id}"
     return tags | ({"rankone.pipeline_address": address} if address else {})
 
 
@@ -442,9 +474,17 @@ def _copy_version(name: str, number: int, into: str) -> dict[str, Any]:
         run = client().create_run(experiment_of(into), tags={"rankone.kind": "copy"} | origin, run_name=label)
         logged = _new_logged_model(run.info.run_id)
         _log_files(logged, folder)
+        for kept in (ANSWERS, PICTURES):
+            _copy_kept(version.run_id or "", run.info.run_id, kept)
         client().set_terminated(run.info.run_id)
     tags = {label: text for label, text in version.tags.items() if label not in JUDGED} | origin
     return _described(_create_version(into, logged, run.info.run_id, tags, version.description or ""))
+
+
+def _copy_kept(run_id: str, into: str, folder: str) -> None:
+    for name in _kept_files(run_id, folder) if run_id else []:
+        with tempfile.TemporaryDirectory() as temporary:
+            client().log_artifact(into, _fetch_file(run_id, name, temporary), folder)
 
 
 def _download(name: str, number: int, folder: Path) -> Path:
@@ -521,6 +561,7 @@ ACTIONS: dict[str, Callable[..., Any]] = {
     "fetch_model": _fetch_model,
     "keep_file": _keep_file,
     "fetch_file": _fetch_file,
+    "kept_files": _kept_files,
 }
 
 

@@ -1,39 +1,58 @@
-"""How a model answers the queries of a dataset: the candidate's, and the champion's where they are not recorded yet."""
+"""How a model answers the queries of a dataset: the candidate's, and the champion's where they are not recorded yet.
 
+As a program it scores any version of a registered model, so that `rankone compare` can compare it:
+`python -m retrieval.scoring --model digits --version 3 --dataset FOLDER`.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from retrieval.answer_records import find_answers, record_answers
+from retrieval.answer_records import find_answers, record_answers, record_pictures
 from retrieval.answers import Answers, in_order, same_queries
 from retrieval.dataset import Dataset
+from retrieval.devices import pick_device
 from retrieval.embedder import Embedder
 from retrieval.measurement import digest_of_test
 from retrieval.metrics import retrieval_metrics
 from retrieval.model_folder import read_model_manifest
-from retrieval.registry import ModelVersion, fetch_model
+from retrieval.pictures import save_pictures, taken, wanted
+from retrieval.registry import ModelVersion, fetch_model, versions_of
 from retrieval.robustness import resized
 from retrieval.tracking import TrackingError, exchange_folder
 
 
-def answers_of(dataset: Dataset, rows: np.ndarray, correct: np.ndarray, embedder: Embedder, digest: str) -> Answers:
+def answers_of(
+    dataset: Dataset,
+    rows: np.ndarray,
+    nearest: np.ndarray,
+    similarities: np.ndarray,
+    correct: np.ndarray,
+    embedder: Embedder,
+    digest: str,
+) -> Answers:
     """What was measured of a model, as its answers.
 
     Args:
         dataset: where the queries are from.
         rows: (q,) of the dataset, the queries.
-        correct: (q,) bool, whether the nearest other test image is of the query's class.
+        nearest: (q,) of the dataset, the most similar other test image of each.
+        similarities: (q,) cosine of the two.
+        correct: (q,) bool, whether that is of the query's class.
         embedder: of the model, which has embedded already.
         digest: of the model's folder.
     """
-    images, classes = (np.asarray(dataset.index[name].to_pylist(), object)[rows] for name in ("sha256", "class_name"))
+    images, classes = (np.asarray(dataset.index[name].to_pylist(), object) for name in ("sha256", "class_name"))
     return Answers(
         digest_of_test(dataset),
         digest,
         embedder.model.dimension,
         embedder.images_per_second,
-        *in_order(images, classes, correct),
+        **in_order(images[rows], classes[rows], correct, images[nearest], classes[nearest], similarities),
     )
 
 
@@ -53,7 +72,9 @@ def score(folder: Path, dataset: Dataset, device: torch.device, batch_size: int)
         raise ValueError("embeddings of the champion are not finite.")
     labels = torch.from_numpy(dataset.labels[rows])
     found = retrieval_metrics(embeddings.to(device), labels.to(device))
-    return answers_of(dataset, rows[found.query_rows], found.correct, embedder, read_model_manifest(folder).digest)
+    digest = read_model_manifest(folder).digest
+    queries, nearest = rows[found.query_rows], rows[found.nearest]
+    return answers_of(dataset, queries, nearest, found.similarity, found.correct, embedder, digest)
 
 
 def champion_answers(
@@ -94,3 +115,56 @@ def champion_answers(
     except TrackingError as error:
         print(f"{name} keeps no record of it, and is scored again next time: {error}", flush=True)
     return answers
+
+
+def score_version(name: str, number: int, folder: Path, device: str, batch_size: int, pictures: int) -> Answers:
+    """Have a version answer the test images of a dataset, and keep answers and pictures with it.
+
+    Args:
+        name: of the registered model.
+        number: of the version.
+        folder: of the dataset.
+        device: auto, cpu or cuda.
+        batch_size: images at once.
+        pictures: that are kept, at most.
+
+    Raises:
+        ValueError: there is no such version, it holds no model, or the folder holds no dataset.
+        TrackingError: MLflow cannot be reached, or the model's files are gone.
+    """
+    found = next((version for version in versions_of(name) if version.version == number), None)
+    if found is None:
+        raise ValueError(f"There is no version {number} of a registered model '{name}'; `rankone models` lists them.")
+    dataset = Dataset(folder)
+    with exchange_folder() as temporary:
+        answers = score(fetch_model(found, Path(temporary)), dataset, pick_device(device), batch_size)
+        record_answers(found, answers)
+        if pictures:
+            save_pictures(Path(temporary) / "pictures", taken(dataset, wanted(answers, None, pictures)))
+            record_pictures(found, answers.evaluation_digest, Path(temporary) / "pictures")
+    return answers
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Score a version from the command line; bad input ends in one clear line and exit status 1."""
+    parser = argparse.ArgumentParser(prog="python -m retrieval.scoring", description=__doc__)
+    parser.add_argument("--model", required=True, help="name of the registered model")
+    parser.add_argument("--version", required=True, type=int, help="its number")
+    parser.add_argument("--dataset", required=True, type=Path, help="folder of a dataset, as prepare_data writes it")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--batch-size", default=128, type=int, help="images at once")
+    parser.add_argument("--pictures", default=4000, type=int, help="small pictures that are kept; 0 for none")
+    given = parser.parse_args(arguments)
+    try:
+        found = score_version(given.model, given.version, given.dataset, given.device, given.batch_size, given.pictures)
+    except (ValueError, OSError, TrackingError) as error:
+        sys.exit(f"scoring: {error}")
+    print(
+        f"{given.model} version {given.version}: R@1 {found.recall_at_1:.4f} on {len(found.correct):,} queries, kept "
+        "with the version.",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()

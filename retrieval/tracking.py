@@ -29,6 +29,7 @@ from retrieval.home import home
 EXPERIMENT = "rankone"
 PIPELINE_RUN = "rankone.pipeline_run"  # tag that ties the runs of one pipeline run together
 EXCHANGE = "RANKONE_EXCHANGE"
+IMAGE = "RANKONE_IMAGE"  # the image that a step runs in, set by what starts it: an image cannot know its own digest
 LONGEST_PARAM = 6_000  # characters; MLflow truncates what is longer and does not say so
 ENTRIES_PER_BATCH = 100  # params or tags that MLflow takes in one call
 TrackingError = tracking_process.TrackingError
@@ -220,10 +221,10 @@ def perform(writer: "RunWriter", action: str, arguments: Mapping[str, Any]) -> A
 
 
 def _actions(writer: "RunWriter") -> dict[str, Callable[..., Any]]:
-    from retrieval import promotion, registry
+    from retrieval import promotion, registry, run_records
 
     own = ("start_step", "start_pipeline", "run_id", "log_metrics", "log_params", "set_tags", "log_artifact", "end")
-    return {name: getattr(writer, name) for name in own} | registry.ACTIONS | promotion.ACTIONS
+    return {name: getattr(writer, name) for name in own} | registry.ACTIONS | promotion.ACTIONS | run_records.ACTIONS
 
 
 class RunWriter:
@@ -387,11 +388,13 @@ def loading() -> Iterator[None]:
 
 
 def circumstances() -> dict[str, str]:
-    """What a run ran on and with, as tags: host, platform, versions. Imports nothing."""
+    """What a run ran on and with, as tags: host, platform, image, versions. Imports nothing."""
     versions = {}
     for package in ("rankone", "torch", "torchvision", "numpy", "mlflow"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[f"rankone.version.{package}"] = importlib.metadata.version(package)
+    image = os.environ.get(IMAGE, "")
+    versions |= {"rankone.image": image} if image else {}
     return versions | {
         "rankone.version.python": platform.python_version(),
         "rankone.code_version": code_version(),

@@ -32,7 +32,17 @@ IMAGES = {
     f"rankone-{name}": f"registry.example/team/rankone-{name}@sha256:{number * 64}"
     for number, name in zip("abcd", ("data", "training", "evaluation", "registry"), strict=True)
 }
-STEPS = ("prepare-data", "pretrain", "co-cluster", "finetune-metric", "finetune-softmax", "evaluate", "promote")
+STEPS = (
+    "prepare-data",
+    "detect-changes",
+    "pretrain",
+    "co-cluster",
+    "finetune-metric",
+    "finetune-softmax",
+    "evaluate",
+    "promote",
+    "announce",
+)
 BORN = "2026-03-01T10:00:00+00:00"
 KINDS = {"STRING": str, "NUMBER_INTEGER": (int, float), "NUMBER_DOUBLE": (int, float), "BOOLEAN": bool, "LIST": list,
          "STRUCT": dict}  # fmt: skip

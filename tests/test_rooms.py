@@ -13,8 +13,8 @@ from typing import get_origin, get_type_hints
 import pytest
 
 from components.descriptions import knob_descriptions
-from components.launch import InputPath, artifact_arguments
-from operations.parameters import params_type, step_names
+from components.launch import PLAN, FinalStatus, InputPath, InputText, OutputText, artifact_arguments, text_arguments
+from operations.parameters import all_knobs, params_type, step_names
 
 ROOT = Path(__file__).parents[1]
 STEPS = step_names()
@@ -31,7 +31,8 @@ TORCH_FREE = {
     "tracking_process",
     "registry",
 }
-TORCH_FREE |= {"ledger", "promotion"}
+TORCH_FREE |= {"ledger", "promotion", "comparison", "gate", "version_comparison"}
+TORCH_FREE |= {"announcement", "news", "run_records", "webhook"}
 
 
 def imports_of(path: Path) -> set[str]:
@@ -53,8 +54,8 @@ def sources(folder: str) -> Iterator[Path]:
     yield from sorted((ROOT / folder).rglob("*.py"))
 
 
-def test_there_are_seven_steps() -> None:
-    assert len(STEPS) == 7
+def test_there_are_nine_steps() -> None:
+    assert len(STEPS) == 9
 
 
 @pytest.mark.parametrize("path", list(sources("retrieval")), ids=lambda path: path.name)
@@ -117,18 +118,28 @@ def test_steps_load_without_kfp() -> None:
 
 
 def test_data_and_registry_steps_load_without_torch() -> None:
-    assert "torch" not in loaded_by("import components.prepare_data.step, components.promote.step")
+    assert "torch" not in loaded_by(
+        "import components.prepare_data.step, components.promote.step, components.announce.step"
+    )
 
 
 @pytest.mark.parametrize("step", STEPS)
 def test_the_declared_artifacts_are_the_steps_arguments(step: str) -> None:
     component = getattr(importlib.import_module(f"components.{step}.component"), step)
-    arguments = artifact_arguments(getattr(importlib.import_module(f"components.{step}.step"), step))
+    function = getattr(importlib.import_module(f"components.{step}.step"), step)
+    arguments, texts = artifact_arguments(function), text_arguments(function)
+    read = {name for name, kind in texts.items() if kind is InputText}
+    written = {name for name, kind in texts.items() if kind is OutputText}
+    read |= {name for name, kind in get_type_hints(function).items() if kind is FinalStatus}
+    if arguments and "dataset" not in component.component_spec.outputs and PLAN not in written:
+        read.add(PLAN)  # which the launcher reads
     knobs = {field.name for field in dataclasses.fields(params_type(step))}
     inputs = {name for name, kind in arguments.items() if kind is InputPath}
-    assert not knobs & set(arguments), "a knob and an artifact of one name are one option of the command line"
-    assert set(component.component_spec.inputs or {}) - knobs == inputs
-    assert set(component.component_spec.outputs or {}) == set(arguments) - inputs
+    assert not knobs & (set(arguments) | set(texts)), "a knob and an artifact of one name are one option"
+    if len(texts) - len(read) > len(written):  # it is given every parameter of the pipeline
+        knobs |= set(all_knobs())
+    assert set(component.component_spec.inputs or {}) - knobs == inputs | read
+    assert set(component.component_spec.outputs or {}) == (set(arguments) - inputs) | written
     assert component.component_spec.name == step.replace("_", "-")
     assert component.component_spec.description
 

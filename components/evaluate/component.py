@@ -15,6 +15,7 @@ def evaluate(
     tuned_model: Input[Model],
     evaluation: Output[Artifact],
     report: Output[HTML],
+    plan: str,
 ) -> None:
     """Measures the test images after every stage, finds the similarity to trust, and writes the report.
 

@@ -18,6 +18,8 @@ class Params:
         registered_model: Name of the model in MLflow's registry; made when missing. Each name has its own champion.
         champion_fingerprint: what the champion is, set by `rankone run` so that the step cache sees a new one.
         gallery_queries: how many queries the report shows with their nearest images.
+        pictures_kept: how many small pictures of test images are kept with the model's version, for galleries of fixed
+            and broken queries that outlive the dataset; 0 for none.
         batch_size: images at once.
         seed: of every random choice.
         device: auto, cpu or cuda.
@@ -31,6 +33,7 @@ class Params:
     registered_model: str = "rankone"
     champion_fingerprint: str = ""
     gallery_queries: int = 24
+    pictures_kept: int = 4000
     batch_size: int = 128
     seed: int = 0
     device: str = "auto"
@@ -44,6 +47,10 @@ class Params:
         if self.bootstrap_resamples < 100:
             raise ValueError(
                 f"bootstrap_resamples is {self.bootstrap_resamples}; below 100 the ends of the interval are chance."
+            )
+        if not 0 <= self.pictures_kept <= 20_000:
+            raise ValueError(
+                f"pictures_kept is {self.pictures_kept}; give 0 to 20,000: at 2 KB each they go with every version."
             )
         if not 0 <= self.gallery_queries <= 200:
             raise ValueError(

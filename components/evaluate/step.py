@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -11,16 +13,19 @@ from components.evaluate.params import Params
 from components.launch import InputPath, OutputPath, Outputs, Scalar, launch
 from retrieval import registry
 from retrieval.answers import Answers
+from retrieval.changes import image_list
 from retrieval.clusters import load_clusters
 from retrieval.dataset import Dataset
-from retrieval.devices import pick_device
+from retrieval.devices import describe, pick_device
+from retrieval.drift import Reference, save_reference
 from retrieval.embedder import Embedder
-from retrieval.evaluation import QUERIES, Evaluation, FeatureLearning, Speed, save_evaluation
+from retrieval.evaluation import IMAGES, QUERIES, REFERENCE, Evaluation, FeatureLearning, Speed, save_evaluation
 from retrieval.feature_map import feature_map
 from retrieval.features import load_features
 from retrieval.manifest import Manifest
 from retrieval.measurement import Embed, Options, judge
 from retrieval.model_folder import read_model_manifest
+from retrieval.pictures import taken, wanted
 from retrieval.report import render_report
 from retrieval.robustness import further_dataset, missing_parts, open_datasets
 from retrieval.scoring import answers_of, champion_answers
@@ -53,6 +58,7 @@ def evaluate(
     """
     with step_run("evaluate", params) as run:
         images, device, others = Dataset(dataset), pick_device(params.device), open_datasets(params.further_datasets)
+        run.set_tags({"rankone.device": describe(device)})
         print(
             f"evaluate: {len(images.rows('test')):,} test and {len(images.rows('validation')):,} validation images "
             f"of {len(images.class_names):,} classes, on {device}, seed {params.seed}",
@@ -84,18 +90,23 @@ def evaluate(
                 further_dataset(name, other, last, params.bootstrap_resamples, params.seed)
                 for name, other in others.items()
             ),
+            training_images=len(images.rows("train")),
         )
         digests = {name: manifest.digest for name, manifest in artifacts.items()}
         digests |= {f"further dataset {name}": other.digest for name, other in others.items()}
-        correct = judged.queries["correct"].to_numpy()
-        answers = answers_of(images, judged.queries["query"].to_numpy(), correct, last, measured.model_digest)
+        query, nearest, similarity, correct = (
+            judged.queries[name].to_numpy() for name in ("query", "nearest", "similarity", "correct")
+        )
+        answers = answers_of(images, query, nearest, similarity, correct, last, measured.model_digest)
         champion = champion_answers(
             registry.champion(params.registered_model), answers, images, device, params.batch_size
         )
         if champion is not None:
             digests["champion"] = champion.model_digest
-        save_evaluation(evaluation, measured, judged.queries, digests, answers, champion)
+        kept = taken(images, wanted(answers, champion, params.pictures_kept))
         rows, embeddings = images.rows("test"), judged.embeddings.cpu().numpy()
+        keep_for_later(evaluation, images, measured, embeddings)
+        save_evaluation(evaluation, measured, judged.queries, digests, answers, champion, kept)
         places = feature_map(vectors.values[rows], embeddings, images.labels[rows], seed=params.seed)
         page = render_report(measured, judged.queries, images, artifacts, params.gallery_queries, places)
         report.parent.mkdir(parents=True, exist_ok=True)
@@ -106,6 +117,15 @@ def evaluate(
         run.log_artifact(report, name="report.html")
         run.log_artifact(evaluation / QUERIES)
     return {"evaluation": metadata, "report": {"recall_at_1": measured.recall_at_1}}
+
+
+def keep_for_later(evaluation: Path, images: Dataset, measured: Evaluation, embeddings: np.ndarray) -> None:
+    """Keep what the next run compares itself with: the list of the images, and embeddings of test images."""
+    evaluation.mkdir(parents=True, exist_ok=True)
+    pq.write_table(image_list(images.index), evaluation / IMAGES)
+    classes = np.asarray(images.index["class_name"].to_pylist(), object)[images.rows("test")]
+    reference = Reference(measured.model_digest, embeddings, classes, measured.threshold.value)
+    save_reference(evaluation / REFERENCE, reference)
 
 
 def rows_of(vectors: np.ndarray) -> Embed:

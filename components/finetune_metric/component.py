@@ -7,5 +7,5 @@ from components.finetune_metric.params import Params
 
 
 @container_component(image="rankone-training", params=Params)
-def finetune_metric(dataset: Input[Dataset], clusters: Input[Artifact], model: Output[Model]) -> None:
+def finetune_metric(dataset: Input[Dataset], clusters: Input[Artifact], model: Output[Model], plan: str) -> None:
     """Draw the embedding network to the adjusted features, then train it with the loss that suits the classes."""

@@ -64,6 +64,7 @@ def finetune_metric(params: Params, dataset: InputPath, clusters: InputPath, mod
     distributed.say(what_was_read(data, labels, targets, params, device))
     made_from = {"dataset": data.digest, "clusters": adjusted.manifest.digest}
     with open_checkpoints(params, made_from, __file__) as checkpoints, step_run("finetune_metric", params) as run:
+        run.set_tags({"rankone.device": describe(device)})
         images = ImageBatches(data, rows, device)
         chosen = decide(params, targets, labels, images, run)
         torch.manual_seed(params.seed)

@@ -7,5 +7,5 @@ from components.finetune_softmax.params import Params
 
 
 @container_component(image="rankone-training", params=Params)
-def finetune_softmax(dataset: Input[Dataset], model: Input[Model], tuned_model: Output[Model]) -> None:
+def finetune_softmax(dataset: Input[Dataset], model: Input[Model], tuned_model: Output[Model], plan: str) -> None:
     """Put a softmax layer over the classes on the embedding and fine-tune the whole network."""

@@ -60,6 +60,7 @@ def finetune_softmax(params: Params, dataset: InputPath, model: InputPath, tuned
     )
     made_from = {"dataset": data.digest, "model": read_model_manifest(model).digest}
     with open_checkpoints(params, made_from, __file__) as checkpoints, step_run("finetune_softmax", params) as run:
+        run.set_tags({"rankone.device": describe(device)})
         embeddings, targets = embed(network, data, rows, device), torch.from_numpy(labels)
         layer = CosineLayer(class_centres(embeddings, targets), label_smoothing=params.label_smoothing)
         before = candidate("before", copy.deepcopy(network), embeddings, targets, data, params.refine, device)

@@ -36,6 +36,7 @@ def pretrain(params: Params, dataset: InputPath, backbone: OutputPath, features:
     distributed.say(_what_was_read(data, train, params, device))
     made_from = {"dataset": data.digest}
     with open_checkpoints(params, made_from, __file__) as checkpoints, step_run("pretrain", params) as run:
+        run.set_tags({"rankone.device": describe(device)})
         torch.manual_seed(params.seed)
         network = build_network(classifier_config(params, data, train))
         digest = load_weights(network.backbone.trunk, params.classifier, params.weights)

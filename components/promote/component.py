@@ -12,6 +12,9 @@ def promote(
     evaluation: Input[Artifact],
     report: Input[HTML],
     decision: Output[Artifact],
+    verdict_page: Output[HTML],
+    plan: str,
+    made_from: str,
 ) -> None:
     """Register the model in MLflow, and move the alias `champion` to it if it earns it.
 

@@ -2,42 +2,58 @@
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from components.launch import InputPath, OutputPath, Outputs, Scalar, launch
+from components.launch import SKIP, TRAIN, InputPath, InputText, OutputPath, Outputs, Scalar, launch
 from components.promote.params import Params
 from retrieval import promotion, registry
-from retrieval.answer_records import find_answers, record_answers
-from retrieval.answers import Answers, load_answers, same_queries
-from retrieval.evaluation import ANSWERS, CHAMPION_ANSWERS, Evaluation, load_evaluation
+from retrieval.answer_records import find_answers, find_pictures, record_answers, record_pictures
+from retrieval.answers import Answers, evidence_from, load_answers, same_queries
+from retrieval.changes import TAG
+from retrieval.evaluation import ANSWERS, CHAMPION_ANSWERS, IMAGES, PICTURES, REFERENCE, Evaluation, load_evaluation
 from retrieval.evaluation import FORMAT_VERSION as EVALUATION_FORMAT
 from retrieval.evaluation import KIND as EVALUATION_KIND
 from retrieval.evidence import Evidence
-from retrieval.gate import Outcome, Thresholds, Verdict, decide
+from retrieval.gate import Outcome, Rule, Thresholds, Verdict, decide
 from retrieval.gate_report import facts_of, page_of
 from retrieval.ledger import CHALLENGER, CHAMPION, LedgerError
 from retrieval.manifest import FILE_NAME, file_digest, files_in, read_manifest, write_manifest
 from retrieval.model_card import model_card
 from retrieval.model_folder import read_model_manifest
 from retrieval.object_store import Address
+from retrieval.pictures import load_pictures
 from retrieval.publication import publish
 from retrieval.registry import ModelVersion
 from retrieval.tracking import PIPELINE_RUN, StepRun, code_version, pipeline_run, step_run
+from retrieval.verdict_page import commands_for, render_message, render_verdict, sections_of, side_of
 
 KIND, FORMAT_VERSION, DECISION, PAGE = "decision", 2, "decision.json", "gate.md"
+REPORT_FILE, VERDICT_FILE = "report.html", "verdict.html"  # as MLflow keeps the pages
 PUBLICATION_FORMAT = 1
 NOT_MOVED = "alias_not_moved"  # the rule, in the tags of a version that won and that the ledger refused
 NOTE = "mlflow.note.content"  # tag that MLflow shows as the run's description
 
 
 def promote(
-    params: Params, tuned_model: InputPath, evaluation: InputPath, report: InputPath, decision: OutputPath
+    params: Params,
+    tuned_model: InputPath,
+    evaluation: InputPath,
+    report: InputPath,
+    decision: OutputPath,
+    verdict_page: OutputPath,
+    plan: InputText = InputText(TRAIN),  # noqa: B008
+    made_from: InputText = InputText(""),  # noqa: B008 - a text
 ) -> Outputs:
     """Register the model, judge it against the champion, and move the alias if the verdict says so.
 
     The same model again makes no second version. Where it is champion already, only what was measured is recorded anew.
+    Where there was nothing to train on, that is recorded and nothing else.
     """
+    if plan.startswith(SKIP):
+        return record_skipped(params, plan.removeprefix(SKIP), made_from, decision, verdict_page)
     name, model = params.registered_model, read_model_manifest(tuned_model)
     measured, numbers = load_evaluation(evaluation), read_manifest(evaluation, EVALUATION_KIND, EVALUATION_FORMAT)
     if measured.model_digest != model.digest:
@@ -45,30 +61,69 @@ def promote(
             f"{evaluation} was measured on the model {measured.model_digest[:12]}, and {tuned_model} holds "
             f"{model.digest[:12]}; evaluate this model, or promote that one."
         )
-    made_from = {"tuned_model": model.digest, "evaluation": numbers.digest, "report": file_digest(report)}
+    digests = {"tuned_model": model.digest, "evaluation": numbers.digest, "report": file_digest(report)}
     answers = load_answers(evaluation / ANSWERS)
     with step_run("promote", params) as run:
         champion = registry.champion(name)
-        evidence = evidence_of(answers, measured)
-        verdict = decide(evidence, champion_evidence(champion, answers, evaluation), asked(params))
+        theirs = champion_answers(champion, answers, evaluation)
+        verdict = decide(evidence_of(answers, measured), champion_evidence(champion, theirs), asked(params))
         verdict = held_back(params, verdict)
         judged = interval(measured) | judgement(verdict)
-        tags = lineage(measured) | registry.lineage(pipeline_run(), run.run_id) | judged
+        origin = {TAG: made_from} if made_from else {}
+        tags = lineage(measured) | origin | registry.lineage(pipeline_run(), run.run_id) | judged
         card = model_card(name, tuned_model, model, measured, tags)
         version = registry.register(tuned_model, name, model.digest, tags, run.run_id, measured.versions, card)
         record_answers(version, answers)
-        registry.tag_version(name, version.version, changed(judged, version.tags))
-        published = publish_model(params, version.version, tuned_model, report, made_from)
-        move_alias(name, version.version, verdict, champion, f"runs:/{run.run_id}/{DECISION}")
+        if (evaluation / PICTURES).is_file():
+            record_pictures(version, answers.evaluation_digest, evaluation / PICTURES)
+        registry.tag_version(name, version.version, changed(judged | origin, version.tags))
+        for file in (IMAGES, REFERENCE):
+            if (evaluation / file).is_file():
+                registry.keep_file(version, evaluation / file, f"data/{file}")
+        published = publish_model(params, version.version, tuned_model, report, digests)
+        past = move_alias(name, version.version, verdict, champion, f"runs:/{run.run_id}/{DECISION}")
         metadata = described(name, verdict, version) | published
         print(f"{headline(metadata)}: {verdict.reason}", flush=True)
         print(
             f"Measured on {measured.queries:,} queries of {measured.classes:,} classes; {measured.protocol}", flush=True
         )
-        page = page_of(verdict, headline(metadata))
-        save_decision(decision, metadata, verdict, page, made_from)
-        log_decision(run, metadata, page, decision, report)
-    return {"decision": metadata}
+        new = side_of("candidate", replace(version, tags=version.tags | judged), answers)
+        old = side_of("champion", champion, theirs) if champion and verdict.outcome != Outcome.SKIPPED else None
+        commands = commands_for(name, version.version, verdict, past.previous, champion.version if champion else None)
+        pictures = pictures_of(evaluation, champion, answers.evaluation_digest)
+        verdict_page.parent.mkdir(parents=True, exist_ok=True)
+        shown = render_verdict(verdict, headline(metadata), new, old, pictures, commands)
+        verdict_page.write_text(shown, encoding="utf-8")
+        page = page_of(verdict, headline(metadata), sections_of(new, old, commands))
+        save_decision(decision, facts_of(verdict), metadata, page, digests)
+        log_decision(run, metadata, page, decision, {REPORT_FILE: report, VERDICT_FILE: verdict_page})
+    return {"decision": metadata, "verdict_page": {"outcome": metadata["outcome"], "rule": metadata["rule"]}}
+
+
+def record_skipped(
+    params: Params, reason: str, made_from: str, decision: OutputPath, verdict_page: OutputPath
+) -> Outputs:
+    """Record that there was nothing to train on."""
+    with step_run("promote", params) as run:
+        champion = registry.champion(params.registered_model)
+        metadata: dict[str, Scalar] = {
+            "outcome": str(Outcome.SKIPPED),
+            "rule": str(Rule.UNCHANGED),
+            "reason": reason,
+            "registered_model": params.registered_model,
+            "alias": "",
+        }
+        if champion is not None:
+            metadata["champion_version"] = champion.version
+        stays = f"; version {champion.version} stays {CHAMPION}" if champion else ""
+        line = f"Skipped ({Rule.UNCHANGED}): {params.registered_model}"
+        print(f"{line}: {reason}{stays}.", flush=True)
+        verdict_page.parent.mkdir(parents=True, exist_ok=True)
+        verdict_page.write_text(render_message(line, f"{reason}{stays}."), encoding="utf-8")
+        page = f"**{line}**: {reason}{stays}.\n"
+        save_decision(decision, {TAG: made_from}, metadata, page, {})
+        log_decision(run, metadata, page, decision, {VERDICT_FILE: verdict_page})
+    return {"decision": metadata, "verdict_page": {"outcome": metadata["outcome"], "rule": metadata["rule"]}}
 
 
 def asked(params: Params) -> Thresholds:
@@ -87,14 +142,11 @@ def asked(params: Params) -> Thresholds:
 
 def evidence_of(answers: Answers, measured: Evaluation) -> Evidence:
     """What evaluate found of the candidate."""
-    return replace(_answered(answers), recall_at_1=measured.recall_at_1, queries=measured.queries)
+    return replace(evidence_from(answers), recall_at_1=measured.recall_at_1, queries=measured.queries)
 
 
-def champion_evidence(champion: ModelVersion | None, candidate: Answers, evaluation: Path) -> Evidence | None:
-    """What is known of the champion on the candidate's queries: as recorded in the registry, or as evaluate scored it.
-
-    Where neither is, what the registry says of other queries.
-    """
+def champion_answers(champion: ModelVersion | None, candidate: Answers, evaluation: Path) -> Answers | None:
+    """What the champion answered to the candidate's queries: as recorded in the registry, or as evaluate scored it."""
     if champion is None:
         return None
     scored = evaluation / CHAMPION_ANSWERS
@@ -102,21 +154,24 @@ def champion_evidence(champion: ModelVersion | None, candidate: Answers, evaluat
     if answers is None and scored.is_file():
         answers = load_answers(scored)
     if answers is None or answers.model_digest != champion.model_digest or not same_queries(answers, candidate):
+        return None
+    return answers
+
+
+def champion_evidence(champion: ModelVersion | None, answers: Answers | None) -> Evidence | None:
+    """What is known of the champion on the candidate's queries; without answers, what the registry says of others."""
+    if champion is None:
+        return None
+    if answers is None:
         return replace(champion.evidence, model_digest=champion.model_digest)
-    return replace(_answered(answers), version=str(champion.version))
+    return replace(evidence_from(answers), version=str(champion.version))
 
 
-def _answered(answers: Answers) -> Evidence:
-    return Evidence(
-        recall_at_1=answers.recall_at_1,
-        evaluation_digest=answers.evaluation_digest,
-        queries=len(answers.correct),
-        model_digest=answers.model_digest,
-        dimension=answers.dimension,
-        images_per_second=answers.images_per_second,
-        correct=answers.correct,
-        classes=answers.classes,
-    )
+def pictures_of(evaluation: Path, champion: ModelVersion | None, digest: str) -> dict[str, bytes]:
+    """Pictures of test images, those that evaluate made and those that were kept with the champion."""
+    kept = find_pictures(champion, digest) if champion else {}
+    made = evaluation / PICTURES
+    return kept | (load_pictures(made) if made.is_file() else {})
 
 
 def publish_model(
@@ -139,8 +194,10 @@ def held_back(params: Params, verdict: Verdict) -> Verdict:
     return replace(verdict, outcome=Outcome.WAITING) if waits else verdict
 
 
-def move_alias(name: str, version: int, verdict: Verdict, champion: ModelVersion | None, report: str) -> None:
-    """Make the model champion, or challenger where it waits, through the ledger.
+def move_alias(
+    name: str, version: int, verdict: Verdict, champion: ModelVersion | None, report: str
+) -> promotion.History:
+    """Make the model champion, or challenger where it waits, through the ledger; returns what this now says.
 
     Raises:
         ConflictError: another model has become champion since this one was judged.
@@ -156,13 +213,19 @@ def move_alias(name: str, version: int, verdict: Verdict, champion: ModelVersion
         refusal = {"rankone.outcome": str(Outcome.REJECTED), "rankone.rule": NOT_MOVED, "rankone.reason": str(error)}
         registry.tag_version(name, version, refusal)
         raise
-    for notice in promotion.history(name).notices:
+    past = promotion.history(name)
+    for notice in past.notices:
         print(f"Mind: {notice}", flush=True)
+    return past
 
 
 def lineage(measured: Evaluation) -> dict[str, str]:
     """Where a version comes from, as tags."""
-    tags = {"rankone.dataset_digest": measured.dataset_digest, "rankone.code_version": code_version()}
+    tags = {
+        "rankone.dataset_digest": measured.dataset_digest,
+        "rankone.training_images": str(measured.training_images),
+        "rankone.code_version": code_version(),
+    }
     return tags | ({PIPELINE_RUN: pipeline_run()} if pipeline_run() else {})
 
 
@@ -225,21 +288,24 @@ def headline(metadata: dict[str, Scalar]) -> str:
 
 
 def save_decision(
-    folder: Path, metadata: dict[str, Scalar], verdict: Verdict, page: str, made_from: dict[str, str]
+    folder: Path, facts: Mapping[str, Any], metadata: dict[str, Scalar], page: str, made_from: dict[str, str]
 ) -> None:
     """Write the decision folder: decision.json with every number, the page for people, and the manifest."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(facts_of(verdict) | metadata, indent=2, sort_keys=True, allow_nan=False)
+    text = json.dumps({**facts, **metadata}, indent=2, sort_keys=True, allow_nan=False)
     (folder / DECISION).write_text(text + "\n", encoding="utf-8")
     (folder / PAGE).write_text(page, encoding="utf-8")
     write_manifest(folder, KIND, FORMAT_VERSION, made_from)
 
 
-def log_decision(run: StepRun, metadata: dict[str, Scalar], page: str, decision: Path, report: Path) -> None:
+def log_decision(
+    run: StepRun, metadata: dict[str, Scalar], page: str, decision: Path, pages: Mapping[str, Path]
+) -> None:
     """Put the decision where a person looks for it in MLflow: the page is the run's description."""
     run.log_metrics({key: value for key, value in metadata.items() if isinstance(value, float)})
     run.set_tags({f"rankone.{key}": value for key, value in metadata.items()} | {NOTE: page})
-    run.log_artifact(report, name="report.html")
+    for name, path in pages.items():
+        run.log_artifact(path, name=name)
     run.log_artifact(decision / DECISION)
     run.log_artifact(decision / PAGE)
 

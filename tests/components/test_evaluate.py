@@ -1,4 +1,5 @@
 import dataclasses
+import io
 import json
 import re
 from collections.abc import Sequence
@@ -9,19 +10,21 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from PIL import Image
 
 from components.evaluate.params import Params
 from components.evaluate.step import evaluate
 from retrieval import promotion, registry, scoring
-from retrieval.answer_records import find_answers
+from retrieval.answer_records import evaluations_of, find_answers, find_pictures
 from retrieval.answers import load_answers, same_queries
 from retrieval.clusters import save_clusters
 from retrieval.dataset import Dataset, save_dataset
-from retrieval.evaluation import ANSWERS, CHAMPION_ANSWERS, load_evaluation, load_queries
+from retrieval.evaluation import ANSWERS, CHAMPION_ANSWERS, PICTURES, load_evaluation, load_queries
 from retrieval.features import embed, save_features
 from retrieval.manifest import file_digest
 from retrieval.model_folder import read_model_manifest
 from retrieval.models import ModelConfig, build_network, load_model, save_model
+from retrieval.pictures import load_pictures
 from retrieval.robustness import HIDDEN
 from retrieval.tracking import client, step_run
 
@@ -231,8 +234,59 @@ def test_the_answers_lie_beside_the_numbers(made: Made, outputs: tuple[Path, dic
     queries = load_queries(folder / "evaluation")
     expected = {made.data.index["sha256"][row["query"]].as_py(): row["correct"] for row in queries.to_pylist()}
     assert dict(zip(answers.images, answers.correct, strict=True)) == expected
+    index = made.data.index
+    found = {
+        index["sha256"][row["query"]].as_py(): (
+            index["sha256"][row["nearest"]].as_py(),
+            index["class_name"][row["nearest"]].as_py(),
+            row["similarity"],
+        )
+        for row in queries.to_pylist()
+    }
+    told = zip(answers.nearest, answers.nearest_classes, answers.similarities, strict=True)
+    assert dict(zip(answers.images, told, strict=True)) == found
+    assert measured.training_images == 30
     assert not (folder / "evaluation" / CHAMPION_ANSWERS).exists(), "there is no champion yet"
     assert "champion_recall_at_1" not in metadata
+
+
+def test_small_pictures_of_the_test_images_lie_beside_the_answers(
+    made: Made, outputs: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    pictures = load_pictures(outputs[0] / "evaluation" / PICTURES)
+    test = made.data.index.take(made.data.rows("test"))["sha256"].to_pylist()
+    assert set(pictures) == set(test), "they are fewer than pictures_kept"
+    row = int(next(iter(pictures)))  # the sha256 of these images is their row
+    shown = np.asarray(Image.open(io.BytesIO(pictures[f"{row:064d}"])))
+    assert np.array_equal(shown, made.data.read(np.array([row]))[0])
+    few, none = (Params(**FEW, pictures_kept=most) for most in (5, 0))
+    evaluate(few, **made.paths(evaluation=tmp_path / "few", report=tmp_path / "report"))
+    kept, answers = load_pictures(tmp_path / "few" / PICTURES), load_answers(tmp_path / "few" / ANSWERS)
+    assert 0 < len(kept) <= 5
+    first = int(np.flatnonzero(~answers.correct)[0])
+    assert {answers.images[first], answers.nearest[first]} <= set(kept), "of a mistake, with what was found"
+    evaluate(none, **made.paths(evaluation=tmp_path / "none", report=tmp_path / "report"))
+    assert not (tmp_path / "none" / PICTURES).exists()
+
+
+def test_any_version_can_be_scored_on_any_dataset(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    version = champion_of("any", made.folder / "model")
+    other = save_images(tmp_path / "dataset", seed=5)
+    line = ["--model", "any", "--version", "1", "--dataset", str(other.folder), "--device", "cpu"]
+    scoring.main([*line, "--pictures", "7"])
+    (digest,) = evaluations_of(version)
+    answers = find_answers(version, digest)
+    assert answers is not None
+    assert f"any version 1: R@1 {answers.recall_at_1:.4f} on 30 queries" in capsys.readouterr().out
+    embedded = embed(load_model(made.folder / "model"), other, other.rows("test"), torch.device("cpu")).numpy()
+    assert answers.recall_at_1 == pytest.approx(recall_of(embedded, other.labels[other.rows("test")]))
+    assert 0 < len(find_pictures(version, digest)) <= 7
+    with pytest.raises(SystemExit, match="scoring: There is no version 2 of a registered model 'any'"):
+        scoring.main([*line, "--version", "2"])
+    with pytest.raises(SystemExit, match=r"scoring: .*is no dataset"):
+        scoring.main([*line, "--dataset", str(tmp_path)])
 
 
 def champion_of(name: str, model: Path) -> registry.ModelVersion:
@@ -314,6 +368,8 @@ def test_artifacts_of_another_dataset_are_refused(made: Made, tmp_path: Path) ->
         ("bootstrap_resamples", 10),
         ("gallery_queries", -1),
         ("gallery_queries", 201),
+        ("pictures_kept", -1),
+        ("pictures_kept", 20_001),
         ("batch_size", 0),
         ("threshold_trials", 0),
         ("occlusion_queries", -1),

@@ -1,6 +1,8 @@
 import dataclasses
+import functools
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from retrieval.evaluation import QUERY_SCHEMA, Acceptance, Evaluation, save_eval
 from retrieval.ledger import AliasMovedError, ConflictError
 from retrieval.manifest import read_manifest, write_manifest
 from retrieval.object_store import Address
+from retrieval.pictures import encoded, uri_of
 from retrieval.promotion import approve, history, rollback
 from retrieval.publication import fetch
 from retrieval.registry import champion
@@ -27,6 +30,7 @@ from retrieval.tracking import client, step_run
 pytestmark = pytest.mark.usefixtures("mlflow_home")
 
 QUERIES, CLASSES = 1_000, 100
+PICTURES = {str(number): encoded(np.full((8, 8, 3), number % 256, np.uint8)) for number in range(100)}
 
 
 @dataclasses.dataclass
@@ -60,6 +64,7 @@ class Bench:
             evaluation=folder / "evaluation",
             report=folder / "report",
             decision=folder / "decision",
+            verdict_page=folder / "verdict_page",
         )
         return dict(outputs["decision"])
 
@@ -109,7 +114,10 @@ def answered(recall: float, digest: str, model_digest: str) -> Answers:
     """So many right answers; the wrong ones go round the classes, so that a better model breaks none."""
     numbers, wrong = np.arange(QUERIES), round(QUERIES * (1 - recall))
     images, classes = numbers.astype(str), np.char.add("class ", (numbers % CLASSES).astype(str))
-    return Answers(digest, model_digest, 128, 500.0, *in_order(images, classes, numbers >= wrong))
+    right = numbers >= wrong
+    nearest = np.where(right, (numbers + CLASSES) % QUERIES, (numbers + 1) % QUERIES)
+    rows = in_order(images, classes, right, images[nearest], classes[nearest], numbers / QUERIES)
+    return Answers(digest, model_digest, 128, 500.0, **rows)
 
 
 def save(folder: Path, evaluation: Evaluation, champion_answers: Answers | None = None) -> None:
@@ -117,7 +125,7 @@ def save(folder: Path, evaluation: Evaluation, champion_answers: Answers | None 
     row |= {"correct": True, "neighbours": [1], "neighbour_similarities": [1.0]}
     table = pa.Table.from_pylist([row] * evaluation.queries, QUERY_SCHEMA)
     answers = answered(evaluation.recall_at_1, evaluation.evaluation_digest, evaluation.model_digest)
-    save_evaluation(folder, evaluation, table, answers=answers, champion=champion_answers)
+    save_evaluation(folder, evaluation, table, answers=answers, champion=champion_answers, pictures=PICTURES)
 
 
 def test_the_first_model_above_the_floor_becomes_champion(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
@@ -243,6 +251,52 @@ def test_the_page_says_first_what_was_decided_and_why(bench: Bench) -> None:
     assert written["thresholds"]["maximum_regression"] == 0.0
 
 
+def test_the_page_with_the_galleries_is_kept_and_so_are_the_pictures(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.promote("one", 0.95)
+    monkeypatch.setenv("RANKONE_PIPELINE_RUN", "a-run")
+    decision = bench.promote("two", 0.97)
+    page = (bench.folder / "2" / "verdict_page").read_text()
+    body = page.partition("<body>")[2]
+    assert body.index(f"Promoted: {bench.name} version 2 is now champion") < body.index(decision["reason"])
+    assert "20 fixed" in page
+    assert "0 broken" in page
+    assert uri_of(PICTURES["49"]) in page, "the surest mistake of the champion that is none now"
+    assert f"rankone rollback --to 1 --model {bench.name}" in page
+    run = client().get_run(client().get_model_version(bench.name, "2").run_id)
+    note = run.data.tags["mlflow.note.content"]
+    assert f"`rankone rollback --to 1 --model {bench.name} --reason" in note
+    assert f"| champion | {bench.name} version 1 |" in note
+    assert "| pipeline run | a-run |" in note
+    assert "verdict.html" in {file.path for file in client().list_artifacts(run.info.run_id)}
+    (kept,) = client().list_artifacts(run.info.run_id, "pictures")
+    assert kept.path == f"pictures/{'e' * 64}.parquet"
+    assert bench.promote("three", 0.9, minimum_recall_at_1=0.5)["rule"] == "not_better"
+    assert f"rankone promote 3 --model {bench.name}" in (bench.folder / "3" / "verdict_page").read_text()
+    assert bench.promote("two", 0.97)["outcome"] == "skipped"
+    assert 'id="galleries"' not in (bench.folder / "4" / "verdict_page").read_text()
+
+
+def test_on_a_server_the_page_links_to_the_champion_without_its_password(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.promote("one", 0.95)
+    given = "http://user:secret@mlflow.example/"
+    monkeypatch.setattr(registry, "_server", functools.partial(with_server, given, registry._server))
+    bench.promote("two", 0.97)
+    page = (bench.folder / "2" / "verdict_page").read_text()
+    assert f'href="http://mlflow.example/#/models/{bench.name}/versions/1"' in page
+    assert "secret" not in page
+
+
+def with_server(address: str, ask: Callable[[], str]) -> str:
+    """What a server of this address would be called, while the store is another."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", address)
+        return ask()
+
+
 def test_the_decision_the_run_and_the_version_say_the_same(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANKONE_PIPELINE_RUN", "the-run")
     monkeypatch.setenv("RANKONE_CODE_VERSION", "code-1")
@@ -336,12 +390,18 @@ def test_a_version_carries_its_card_and_where_it_comes_from(bench: Bench, monkey
     monkeypatch.setenv("RANKONE_PIPELINE_RUN", "whole-run")
     monkeypatch.setenv("RANKONE_CODE_VERSION", "code-1")
     monkeypatch.setenv("RANKONE_PIPELINE_ADDRESS", "https://pipelines.example/#/runs/details/{run}")
-    with step_run("pretrain", {"epochs": 3}):
-        pass
+    with monkeypatch.context() as patch, step_run("co_cluster", {}):
+        patch.setenv("RANKONE_IMAGE", "not told yet: the run has begun")
+    with monkeypatch.context() as patch:
+        patch.setenv("RANKONE_IMAGE", "there/training@sha256:1")
+        with step_run("pretrain", {"epochs": 3}) as run:
+            run.set_tags({"rankone.device": "NVIDIA X"})
     bench.promote("one", 0.95)
     tags, found = bench.tags(1), client().get_model_version(bench.name, "1")
-    assert json.loads(tags["rankone.images"]) == {"pretrain": "code-1", "promote": "code-1"}
-    assert set(json.loads(tags["rankone.step_seconds"])) == {"pretrain"}
+    assert json.loads(tags["rankone.images"]) == dict.fromkeys(("co_cluster", "pretrain", "promote"), "code-1")
+    assert json.loads(tags["rankone.image_digests"]) == {"pretrain": "there/training@sha256:1"}
+    assert json.loads(tags["rankone.devices"]) == {"pretrain": "NVIDIA X"}
+    assert set(json.loads(tags["rankone.step_seconds"])) == {"co_cluster", "pretrain"}
     assert tags["rankone.pipeline_address"] == "https://pipelines.example/#/runs/details/whole-run"
     assert len(tags["rankone.parameters_digest"]) == 64
     assert (float(tags["rankone.recall_at_1_low"]), float(tags["rankone.recall_at_1_high"])) == (0.95, 0.95)
@@ -362,6 +422,7 @@ def test_an_evaluation_of_another_model_is_refused(bench: Bench) -> None:
             evaluation=other,
             report=first / "report",
             decision=bench.folder / "decision",
+            verdict_page=bench.folder / "verdict_page",
         )
     assert bench.versions == [1]
 

@@ -31,7 +31,16 @@ from tests.engine.small import SMALL
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
-STEPS = ["prepare_data", "pretrain", "co_cluster", "finetune_metric", "finetune_softmax", "evaluate", "promote"]
+STEPS = [
+    "prepare_data",
+    "detect_changes",
+    "pretrain",
+    "co_cluster",
+    "finetune_metric",
+    "finetune_softmax",
+    "evaluate",
+    "promote",
+]
 IMAGES = sorted(steps_of_images())
 MODEL = "bucket"  # in the registry
 EMBED_REGISTERED = """

@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from operations import container_task
-from operations.container_task import Containers, ContainerTask, lines_of, mount_point, passed_environment
+from operations.container_task import (
+    Containers,
+    ContainerTask,
+    known_as,
+    lines_of,
+    mount_point,
+    passed_environment,
+)
 from operations.run import absolute, containers_of, refuse_what_images_lack
 
 
@@ -76,7 +83,21 @@ def test_the_environment_is_passed_by_name() -> None:
         "https_proxy": "http://proxy",
     }
     of_this_machine = {"PATH": "/bin", "HOME": "/root", "RANKONE_HOME": "/here", "RANKONE_TRACKING_SOCKET": "/tmp/s"}
+    of_this_machine |= {"RANKONE_IMAGE": "of whoever runs this"}
     assert passed_environment(environment | of_this_machine) == environment
+
+
+def test_the_address_of_the_receiver_is_given_to_the_step_that_posts_alone(tmp_path: Path) -> None:
+    containers = Containers("run", environment={"RANKONE_WEBHOOK_URL": "https://a/token", "AWS_REGION": "here"})
+    assert settings(containers, tmp_path)["environment"] == {"SEEN": "1", "AWS_REGION": "here"}
+    command = ["python", "-m", "components.announce.step"]
+    task = ContainerTask(Ear(), containers, "an-image", str(tmp_path), full_command=command, env_vars={}, runner=None)
+    assert task._settings(tmp_path)["environment"]["RANKONE_WEBHOOK_URL"] == "https://a/token"
+
+
+def test_an_image_is_named_so_that_it_cannot_be_another() -> None:
+    assert known_as("registry.example/a@sha256:1", "sha256:2") == "registry.example/a@sha256:1"
+    assert known_as("rankone-data:c0de", "sha256:2") == "rankone-data:c0de sha256:2"
 
 
 def test_no_value_of_the_environment_is_shown() -> None:

@@ -31,7 +31,7 @@ def task(program: str, asked: dict, tmp_path: Path, ear: Ear) -> ProcessTask:
     package.mkdir(parents=True)
     (package / "step.py").write_text(program)
     command = ["python", "-m", "components.learn.step", "--executor-input", json.dumps(asked)]
-    return ProcessTask(ear, full_command=command, env_vars={}, image="an-image")
+    return ProcessTask(ear, full_command=command, env_vars={}, image="an-image:c0de")
 
 
 def report(asked: dict) -> str:
@@ -73,3 +73,10 @@ def test_idle_threads_of_a_step_sleep_soon_unless_told_otherwise(
     ear = Ear()
     task("import os; print(os.environ['GOMP_SPINCOUNT'])", asked, tmp_path, ear).run()
     assert ear.heard[0] == f"learn: {expected}"
+
+
+def test_a_step_knows_the_version_of_its_code(asked: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANKONE_CODE_VERSION", "of another program")
+    ear = Ear()
+    task("import os; print(os.environ['RANKONE_CODE_VERSION'])", asked, tmp_path, ear).run()
+    assert ear.heard[0] == "learn: c0de"

@@ -41,7 +41,9 @@ class Compiled:
         return executors[f"exec-{step.replace('_', '-')}"]["container"]["resources"]
 
     def task(self, step: str) -> dict[str, Any]:
-        return self.specification["root"]["dag"]["tasks"][step.replace("_", "-")]
+        root = self.specification["root"]["dag"]["tasks"]
+        inside = self.specification["components"]["comp-exit-handler-1"]["dag"]["tasks"]
+        return (root | inside)[step.replace("_", "-")]
 
     def default(self, parameter: str) -> Any:
         return self.specification["root"]["inputDefinitions"]["parameters"][parameter]["defaultValue"]
@@ -49,7 +51,12 @@ class Compiled:
     def parameter_of(self, step: str, text: str) -> str:
         """The pipeline's parameter that a placeholder of a step's resources leads to."""
         channel = text.removeprefix("{{$.inputs.parameters['").removesuffix("']}}")
-        return self.task(step)["inputs"]["parameters"][channel]["componentInputParameter"]
+        return self.at_the_root(self.task(step)["inputs"]["parameters"][channel]["componentInputParameter"])
+
+    def at_the_root(self, channel: str) -> str:
+        """The pipeline's parameter that an input of a task is; the exit handler hands it on under another name."""
+        handed_on = self.specification["root"]["dag"]["tasks"]["exit-handler-1"]["inputs"]["parameters"]
+        return handed_on.get(channel, {}).get("componentInputParameter", channel)
 
 
 @pytest.fixture(scope="module", params=profile_names())
@@ -96,11 +103,11 @@ def test_selectors_and_tolerations_are_parameters_with_the_profiles_defaults(pro
     name, compiled = profile_and_compiled
     for step, (part, said) in parts_of(name).items():
         executor = compiled.executor(step)
-        selector = executor["nodeSelector"]["nodeSelectorJson"]["componentInputParameter"]
+        selector = compiled.at_the_root(executor["nodeSelector"]["nodeSelectorJson"]["componentInputParameter"])
         assert selector == f"{part}_node_selector"
         assert compiled.default(selector) == said.get("node_selector", {})
         (toleration,) = executor["tolerations"]
-        tolerations = toleration["tolerationJson"]["componentInputParameter"]
+        tolerations = compiled.at_the_root(toleration["tolerationJson"]["componentInputParameter"])
         assert tolerations == f"{part}_tolerations"
         assert compiled.default(tolerations) == said.get("tolerations", [])
 
@@ -131,10 +138,10 @@ def test_every_step_is_tried_again_ever_less_often(profile_and_compiled) -> None
         }
 
 
-def test_promote_is_never_taken_from_a_cache(profile_and_compiled) -> None:
+def test_what_looks_at_the_world_outside_is_never_taken_from_a_cache(profile_and_compiled) -> None:
     _, compiled = profile_and_compiled
     cached = {step for step in step_names() if compiled.task(step)["cachingOptions"].get("enableCache")}
-    assert cached == set(step_names()) - {"promote"}
+    assert cached == set(step_names()) - {"detect_changes", "promote", "announce"}
 
 
 def test_addresses_come_from_the_config_map_and_credentials_from_secrets_alone(profile_and_compiled) -> None:
@@ -146,7 +153,8 @@ def test_addresses_come_from_the_config_map_and_credentials_from_secrets_alone(p
         assert plain["MLFLOW_TRACKING_URI"]["optional"] is False, "without it runs would be lost with their pods"
         assert {"AWS_ENDPOINT_URL", "AWS_REGION"} <= set(plain)
         assert {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD"} <= set(secret)
-        assert not any(word in name for name in plain for word in ("SECRET", "KEY", "PASSWORD", "TOKEN"))
+        assert not any(word in name for name in plain for word in ("SECRET", "KEY", "PASSWORD", "TOKEN", "WEBHOOK"))
+        assert ("RANKONE_WEBHOOK_URL" in secret) == (step == "announce"), "no other step needs to know it"
 
 
 def test_a_profile_adds_its_settings_and_no_knob_changes(profile_and_compiled) -> None:
@@ -292,9 +300,13 @@ def test_what_is_compiled_for_a_cluster_runs_here_as_well(tmp_path: Path, monkey
         command = task._command
         commands.append(command)
         outputs = json.loads(command[command.index("--executor-input") + 1])["outputs"]
-        for listed in outputs["artifacts"].values():
+        artifacts = outputs.get("artifacts", {})
+        for listed in artifacts.values():
             Path(listed["artifacts"][0]["uri"]).mkdir(parents=True)
-        Path(outputs["outputFile"]).write_text(json.dumps({"artifacts": outputs["artifacts"]}))
+        for text in outputs.get("parameters", {}).values():
+            Path(text["outputFile"]).write_text("train")
+        Path(outputs["outputFile"]).parent.mkdir(parents=True, exist_ok=True)
+        Path(outputs["outputFile"]).write_text(json.dumps({"artifacts": artifacts}))
         return 0
 
     monkeypatch.setattr(ProcessTask, "_run_program", work)

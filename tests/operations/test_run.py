@@ -20,7 +20,8 @@ from torchvision.models import squeezenet1_0
 
 from tests.digit_folder import write_digits
 
-STEPS = ["prepare_data", "pretrain", "co_cluster", "finetune_metric", "finetune_softmax", "evaluate", "promote"]
+STEPS = ["prepare_data", "detect_changes", "pretrain", "co_cluster", "finetune_metric", "finetune_softmax"]
+STEPS += ["evaluate", "promote"]
 SMALL = {
     "source": "folder",
     "classifier": "squeezenet1_0",
@@ -63,12 +64,12 @@ class Pipeline:
 
 def ran(output: str) -> list[str]:
     """Steps that did work, in order."""
-    started = re.findall(r"^\[\d/7\] (\w+)$", output, flags=re.MULTILINE)
+    started = re.findall(r"^\[\d/\d\] (\w+)$", output, flags=re.MULTILINE)
     return [step for step in started if step in STEPS]
 
 
 def from_cache(output: str) -> list[str]:
-    return re.findall(r"^\[\d/7\] (\w+)  done before", output, flags=re.MULTILINE)
+    return re.findall(r"^\[\d/\d\] (\w+)  done before", output, flags=re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +114,7 @@ def test_a_first_run_does_every_step_and_promotes(pipeline: Pipeline, first: sub
     assert set(versions) == {1}
     assert aliases == {"champion": 1}
     assert "<html" in (pipeline.latest() / "report.html").read_text()
+    assert "is now champion" in (pipeline.latest() / "verdict.html").read_text()
     assert (pipeline.latest() / "pipeline.yaml").is_file()
 
 
@@ -152,11 +154,31 @@ def test_an_equal_run_takes_every_step_from_the_cache(
 ) -> None:
     done = pipeline.run()
     assert done.returncode == 0, done.stdout + done.stderr
-    assert from_cache(done.stdout) == STEPS[:-1]
-    assert ran(done.stdout) == ["promote"]
+    assert ran(done.stdout) == ["detect_changes", "promote"]
+    assert from_cache(done.stdout) == [step for step in STEPS if step not in ("detect_changes", "promote")]
+    assert "skip_unchanged is off" in done.stdout
     versions, aliases = registry(pipeline.home)
     assert set(versions) == {1}, "the same model must not be registered twice"
     assert aliases == {"champion": 1}
+
+
+def test_an_unchanged_run_is_skipped_unless_it_is_forced(
+    pipeline: Pipeline, first: subprocess.CompletedProcess[str]
+) -> None:
+    done = pipeline.run(skip_unchanged="true")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Skipped (unchanged): data, parameters and code are those of version 1, the champion." in done.stdout
+    steps = json.loads((pipeline.latest() / "result.json").read_text())["steps"]
+    assert steps["promote"]["artifacts"]["decision"]["metadata"]["outcome"] == "skipped"
+    assert all(steps[step]["artifacts"] and step not in from_cache(done.stdout) for step in STEPS[1:])
+    assert (
+        "Skipped: " in (pipeline.latest() / "verdict.html").read_text()
+        or "unchanged" in (pipeline.latest() / "verdict.html").read_text()
+    )
+    forced = pipeline.run(skip_unchanged="true", force="true")
+    assert forced.returncode == 0, forced.stdout + forced.stderr
+    assert "force asks for training all the same" in forced.stdout
+    assert set(registry(pipeline.home)[0]) == {1}
 
 
 def test_a_model_below_the_floor_is_registered_and_not_promoted(
@@ -164,7 +186,7 @@ def test_a_model_below_the_floor_is_registered_and_not_promoted(
 ) -> None:
     done = pipeline.run(registered_model="strict", minimum_recall_at_1="1.0", softmax_learning_rate="0.011")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert from_cache(done.stdout) == STEPS[:4]
+    assert from_cache(done.stdout) == ["prepare_data", "pretrain", "co_cluster", "finetune_metric"]
     assert "rejected: " in done.stdout
     assert "no alias" in done.stdout
     assert registry(pipeline.home)[1] == {"champion": 1}
@@ -202,7 +224,7 @@ def test_ctrl_c_and_kill_stop_the_running_step(pipeline: Pipeline, changed: Path
     )
     assert process.stdout is not None
     seen = ""
-    while "[2/7] pretrain" not in seen:
+    while "] pretrain" not in seen:
         line = process.stdout.readline()
         assert line, seen + (process.stderr.read() if process.stderr else "")
         seen += line
@@ -216,7 +238,7 @@ def test_ctrl_c_and_kill_stop_the_running_step(pipeline: Pipeline, changed: Path
 
 def test_a_changed_file_runs_again(pipeline: Pipeline, changed: Path) -> None:
     failing = {"location": str(changed), "weights": "/nowhere"}
-    assert ran(pipeline.run(**failing).stdout) == STEPS[:2]
+    assert ran(pipeline.run(**failing).stdout) == STEPS[:3]
     assert from_cache(pipeline.run(**failing).stdout) == STEPS[:1], "unchanged images are not read again"
 
     picture = changed / "0" / "000.png"
@@ -242,7 +264,7 @@ def test_a_training_that_is_killed_resumes_amid_its_epochs(
     assert process.wait(timeout=60) == 1
     again = pipeline.run(**longer)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert ran(again.stdout)[0] == "finetune_metric"
+    assert ran(again.stdout)[:2] == ["detect_changes", "finetune_metric"]
     resumed = re.search(r"finetune_metric, metric: resumed from a checkpoint, after step (\d+) of", again.stdout)
     assert resumed
     assert int(resumed[1]) > 0

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import random
 from pathlib import Path
 
@@ -9,23 +10,34 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval.answer_records import find_answers, record_answers
-from retrieval.answers import Answers, in_order, load_answers, same_queries, save_answers
+from retrieval.answer_records import (
+    evaluations_of,
+    find_answers,
+    find_pictures,
+    record_answers,
+    record_pictures,
+)
+from retrieval.answers import FACTS, SCHEMA, Answers, in_order, load_answers, same_queries, save_answers
 from retrieval.manifest import write_manifest
+from retrieval.pictures import encoded, save_pictures
 from retrieval.registry import ModelVersion, register
 from retrieval.tracking import client, step_run
 
 ROWS = st.lists(
     st.tuples(st.text("0a", min_size=1, max_size=2), st.sampled_from(["cat", "dög"]), st.booleans()), min_size=1
 )
+ROW_NAMES = ("correct", "nearest", "nearest_classes", "similarities")
 DIGEST, MODEL = "e" * 64, "a" * 64
 
 
 def answers(rows: list[tuple[str, str, bool]], **facts: object) -> Answers:
+    """What is found follows from the query and from whether it is right, so that equal rows are equal."""
     images, classes, correct = (np.array(column, object) for column in zip(*rows, strict=True))
     known = {"evaluation_digest": DIGEST, "model_digest": MODEL, "dimension": 128, "images_per_second": 99.5}
-    images, classes, correct = in_order(images, classes, correct)
-    return Answers(**(known | facts), images=images, classes=classes, correct=correct)
+    nearest = np.array([f"{image}-{right}" for image, _, right in rows], object)
+    found = np.array([name if right else f"not {name}" for _, name, right in rows], object)
+    similarities = np.array([len(image) / 4 + right / 8 for image, _, right in rows])
+    return Answers(**(known | facts), **in_order(images, classes, correct, nearest, found, similarities))
 
 
 EXAMPLE = answers([("b", "dög", False), ("a", "cat", True), ("c", "cat", True)])
@@ -36,7 +48,7 @@ def same(one: Answers, other: Answers) -> bool:
     return (
         all(getattr(one, name) == getattr(other, name) for name in facts)
         and same_queries(one, other)
-        and np.array_equal(one.correct, other.correct)
+        and all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ROW_NAMES)
     )
 
 
@@ -73,7 +85,12 @@ def test_what_holds_no_answers_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be read"):
         load_answers(path)
     pq.write_table(pa.table({"sha256": ["a"], "class_name": ["cat"], "correct": [True]}), path)
-    with pytest.raises(ValueError, match="it holds no answers of this format"):
+    with pytest.raises(ValueError, match="it holds no answers of format 2"):
+        load_answers(path)
+    old = SCHEMA.with_metadata({FACTS: json.dumps({"format_version": 1}).encode()})
+    columns = [["a"], ["cat"], [True], ["b"], ["cat"], [0.5]]
+    pq.write_table(pa.table([pa.array(c, k) for c, k in zip(columns, SCHEMA.types, strict=True)], old), path)
+    with pytest.raises(ValueError, match=r"its format is 1\). Run evaluate again"):
         load_answers(path)
 
 
@@ -103,6 +120,7 @@ def test_the_answers_of_a_version_are_found_by_their_evaluation(
     assert same(found, EXAMPLE)
     assert other.dimension == 64
     assert find_answers(version, "0" * 64) is None
+    assert evaluations_of(version) == [DIGEST, "f" * 64]
     assert find_answers(dataclasses.replace(version, tags={"rankone.model_digest": "b" * 64}), DIGEST) is None
     broken = tmp_path / f"{DIGEST}.parquet"
     broken.write_bytes(b"no table")
@@ -117,3 +135,20 @@ def test_a_version_that_was_registered_by_hand_has_no_answers(mlflow_home: Path)
     assert find_answers(by_hand, DIGEST) is None
     gone = ModelVersion("gone", 1, run_id="0" * 32)
     assert find_answers(gone, DIGEST) is None
+    for without in (by_hand, gone):
+        assert evaluations_of(without) == []
+        assert find_pictures(without, DIGEST) == {}
+
+
+def test_the_pictures_of_a_version_are_found_by_their_evaluation(
+    version: ModelVersion, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = {"a": encoded(np.zeros((8, 8, 3), np.uint8)), "b": encoded(np.ones((40, 40, 3), np.uint8))}
+    save_pictures(tmp_path / "pictures", kept)
+    record_pictures(version, "2" * 64, tmp_path / "pictures")
+    assert find_pictures(version, "2" * 64) == kept
+    assert find_pictures(version, "3" * 64) == {}
+    (tmp_path / "broken").write_bytes(b"no table")
+    record_pictures(version, "4" * 64, tmp_path / "broken")
+    assert find_pictures(version, "4" * 64) == {}
+    assert "The pictures of version 1 are left aside" in capsys.readouterr().out

@@ -1,0 +1,143 @@
+"""Compares a run with the champion: is there anything to train on, which images are new, do they look different?"""
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from components.detect_changes.params import OPERATIONAL, Params
+from components.launch import (
+    SKIP,
+    TRAIN,
+    InputPath,
+    OutputPath,
+    Outputs,
+    OutputText,
+    PipelineParameters,
+    Scalar,
+    launch,
+)
+from retrieval import registry
+from retrieval.changes import Differences, MadeFrom, Plan, differences, image_list, parameters_digest, plan_of, sentence
+from retrieval.changes_page import changes_page
+from retrieval.dataset import Dataset
+from retrieval.devices import pick_device
+from retrieval.drift import Drift, drift, load_reference
+from retrieval.embedder import Embedder
+from retrieval.evaluation import IMAGES, REFERENCE
+from retrieval.registry import ModelVersion
+from retrieval.robustness import resized
+from retrieval.tracking import TrackingError, code_version, exchange_folder, step_run
+
+BATCH_SIZE = 128
+CODE = "RANKONE_PIPELINE_CODE"  # digest of the images of all steps, which compiling sets
+
+
+def detect_changes(
+    params: Params,
+    dataset: InputPath,
+    parameters: PipelineParameters,
+    changes: OutputPath,
+    plan: OutputText,
+    made_from: OutputText,
+) -> Outputs:
+    """Say whether to train, what this run is made from, and what is new; write the page of it."""
+    with step_run("detect_changes", params) as run:
+        images = Dataset(dataset)
+        code = os.environ.get(CODE) or code_version()
+        origin = MadeFrom(images.digest, parameters_digest(parameters, OPERATIONAL), code)
+        champion = registry.champion(params.registered_model)
+        versions = registry.versions_of(params.registered_model)
+        planned = plan_of(
+            origin, versions, champion, time.time(), params.skip_unchanged, params.force, params.maximum_age_days
+        )
+        print(f"{'Nothing to train on' if planned.skip else 'To train'}: {planned.reason}.", flush=True)
+        found, versus = None, "there is no champion yet"
+        if champion is not None:
+            versus = f"the champion, {champion.name} version {champion.version}"
+            found = compared(champion, images)
+            if found is None:
+                versus += ", of which no images are recorded"
+            else:
+                print(f"Images against those of {versus}: {sentence(found)}.", flush=True)
+        drifted, without_drift = None, "nothing is trained" if planned.skip else versus
+        if champion is not None and not planned.skip:
+            drifted, without_drift = drift_of(champion, images, params)
+        plan.write_text(SKIP + planned.reason if planned.skip else TRAIN, encoding="utf-8")
+        made_from.write_text(origin.text(), encoding="utf-8")
+        changes.parent.mkdir(parents=True, exist_ok=True)
+        changes.write_text(changes_page(planned, versus, found, drifted, without_drift), encoding="utf-8")
+        metadata = described(planned, found, drifted)
+        run.set_tags({f"rankone.{name}": value for name, value in metadata.items()})
+        run.log_metrics({name: value for name, value in metadata.items() if isinstance(value, (int, float))})
+        run.log_artifact(changes, name="changes.html")
+    return {"changes": metadata}
+
+
+def compared(champion: ModelVersion, images: Dataset) -> Differences | None:
+    """How the images differ from the champion's; None where those are not recorded."""
+    with exchange_folder() as temporary:
+        path = registry.fetch_file(champion, f"data/{IMAGES}", Path(temporary))
+        return differences(pq.read_table(path), image_list(images.index)) if path else None
+
+
+def drift_of(champion: ModelVersion, images: Dataset, params: Params) -> tuple[Drift | None, str]:
+    """What the champion makes of images that it was not trained or measured on; or why that was not looked at.
+
+    Drift is a report: a champion that cannot be read does not stop the pipeline.
+    """
+    if params.drift_images == 0:
+        return None, "drift_images is 0"
+    try:
+        with exchange_folder() as temporary:
+            folder = Path(temporary)
+            path = registry.fetch_file(champion, f"data/{REFERENCE}", folder)
+            listed = registry.fetch_file(champion, f"data/{IMAGES}", folder)
+            if path is None or listed is None:
+                return None, "no reference is recorded with the champion"
+            reference = load_reference(path)
+            rows = unknown_to(set(pq.read_table(listed)["sha256"].to_pylist()), images)
+            if len(rows) == 0:
+                return None, "every image is one that the champion knows"
+            rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), params.drift_images)).astype(int)]
+            model = registry.fetch_model(champion, folder / "model")
+            embedder = Embedder("champion", model, images, pick_device(params.device), BATCH_SIZE)
+            embeddings = embedder.changed(rows, resized(embedder.model.config.image_size)).numpy()
+            classes = np.asarray(images.index["class_name"].to_pylist(), object)[rows]
+            found = drift(reference, embeddings, classes)
+    except (TrackingError, ValueError, OSError) as error:
+        print(f"Drift was not looked at: {error}", flush=True)
+        return None, str(error)
+    print(
+        f"Drift: {found.far:.1%} of {found.images:,} new images have no near neighbour in the champion's reference, "
+        f"{found.far_usually:.1%} are usual; {len(found.shifted)} of {len(found.shifts)} classes have moved.",
+        flush=True,
+    )
+    return found, ""
+
+
+def unknown_to(known: set[str], images: Dataset) -> np.ndarray:
+    """Rows of the images that are not among those of known digests."""
+    return np.flatnonzero([sha256 not in known for sha256 in images.index["sha256"].to_pylist()])
+
+
+def described(plan: Plan, found: Differences | None, drifted: Drift | None) -> Mapping[str, Scalar]:
+    """The findings as metadata of the page."""
+    metadata: dict[str, Scalar] = {"plan": "skip" if plan.skip else "train", "plan_reason": plan.reason}
+    if plan.version is not None:
+        metadata["same_as_version"] = plan.version
+    if found is not None:
+        counted = ("new", "changed", "removed", "other_class", "other_split")
+        metadata |= {f"images_{name}": getattr(found, name) for name in counted}
+        metadata |= {"classes_new": len(found.new_classes), "classes_removed": len(found.removed_classes)}
+    if drifted is not None:
+        metadata |= {"drift_images": drifted.images, "drift_far": drifted.far, "drift_far_usually": drifted.far_usually}
+        metadata |= {"drift_classes_shifted": len(drifted.shifted)}
+    return metadata
+
+
+if __name__ == "__main__":
+    launch(detect_changes, Params)
