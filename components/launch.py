@@ -28,8 +28,12 @@ Outputs = Mapping[str, Mapping[str, Scalar]]  # metadata of each output artifact
 
 RESERVED = {"executor-input", "pipeline-run", "pipeline-task"}  # options of the launcher itself
 PARAMETER = "run."  # begins the options that are parameters of the pipeline and no knobs of the step
-PLAN, TRAIN, SKIP = "plan", "train", "skip: "  # the option, and its values; behind the second stands the reason
+PLAN, TRAIN, AGAIN, SKIP = "plan", "train", "train again: ", "skip: "  # the option; how its value is or begins
 SKIPPED_KIND, SKIPPED_FORMAT = "skipped", 1  # of the folders that stand for what was not made
+SKIPPED_PAGE = """<!doctype html>
+<meta charset="utf-8"><meta name="color-scheme" content="light dark"><title>Skipped</title>
+<p style="font: 15px/1.55 system-ui, sans-serif; margin: 40px">Skipped: {reason}.</p>
+"""
 
 
 def launch(
@@ -44,7 +48,8 @@ def launch(
     rest.
 
     With `--plan="skip: <reason>"` a step that has no argument `plan` does nothing: its outputs are folders and pages
-    that say why, which later steps need not understand.
+    that say why, which later steps need not understand. `train` and `train again: <what>` are the same to a step; the
+    second is another text for a cache.
 
     Args:
         step: takes `params`, one path an artifact and its texts; returns the metadata of every output.
@@ -62,7 +67,7 @@ def launch(
         os.environ.setdefault("RANKONE_PIPELINE_RUN", options.pop("pipeline-run", ""))
         os.environ["RANKONE_PIPELINE_TASK"] = options.pop("pipeline-task", step.__name__)
         paths, texts = artifact_arguments(step), _take_texts(step, options)
-        plan = TRAIN if PLAN in texts else options.pop(PLAN, TRAIN)
+        plan = TRAIN if PLAN in texts else check_plan(options.pop(PLAN, TRAIN))
         knobs = {name: text for name, text in options.items() if name not in paths}
         params = params_from(params_type, knobs)
         artifacts = _artifact_paths(paths, options)
@@ -110,6 +115,17 @@ def text_arguments(step: Callable[..., Outputs]) -> dict[str, type]:
     hints = get_type_hints(step)
     kinds = (InputText, OutputText, PipelineParameters)
     return {name: hints[name] for name in inspect.signature(step).parameters if hints.get(name) in kinds}
+
+
+def check_plan(plan: str) -> str:
+    """The plan, if it is one.
+
+    Raises:
+        ValueError: it is none; says what would be.
+    """
+    if plan != TRAIN and not plan.startswith((AGAIN, SKIP)):
+        raise ValueError(f"plan is '{plan}'; it must be '{TRAIN}', '{AGAIN}...' or '{SKIP}...', with a reason.")
+    return plan
 
 
 def params_from(params_type: type, texts: Mapping[str, str]) -> Any:
@@ -187,7 +203,7 @@ def _take_texts(step: Callable[..., Outputs], options: dict[str, str]) -> dict[s
             texts[name] = Path(options.pop(name))
             texts[name].parent.mkdir(parents=True, exist_ok=True)
         else:
-            texts[name] = options.pop(name, TRAIN if name == PLAN else "")
+            texts[name] = check_plan(options.pop(name, TRAIN)) if name == PLAN else options.pop(name, "")
     return texts
 
 
@@ -199,9 +215,7 @@ def _skip(reason: str, outputs: dict[str, Path], executor_input: dict[str, Any] 
     for name, path in outputs.items():
         if name in listed and listed[name]["artifacts"][0].get("type", {}).get("schemaTitle") == "system.HTML":
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(
-                f"<!doctype html><meta charset='utf-8'><title>Skipped</title><p>Skipped: {escape(reason)}</p>\n"
-            )
+            path.write_text(SKIPPED_PAGE.format(reason=escape(reason)), encoding="utf-8")
         else:
             path.mkdir(parents=True)
             (path / "manifest.json").write_text(json.dumps(facts, indent=2) + "\n")

@@ -5,9 +5,10 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from retrieval.changes import Differences, Plan, sentence
+from retrieval.changes import Differences, sentence
 from retrieval.charts import percent, shift_chart, similarity_chart
 from retrieval.drift import Drift
+from retrieval.retraining import Plan
 
 TEMPLATE = "changes_page.html"
 CLASSES_SHOWN = 200

@@ -209,7 +209,7 @@ def drift(
             f"{len(held):,} images in the champion's reference and {len(names):,} new ones, {int(compared.sum()):,} of "
             "them of classes that can be compared; a comparison needs 2 and 1."
         )
-    before, now = (torch.from_numpy(np.asarray(rows, np.float32)) for rows in (reference.embeddings, embeddings))
+    before, now = (torch.from_numpy(np.array(rows, np.float32)) for rows in (reference.embeddings, embeddings))
     usual = nearest(before, before, 1, torch.arange(len(before)))[0][:, 0].numpy()
     found = np.full(len(names), np.nan, np.float32)
     found[compared] = nearest(now[torch.from_numpy(compared)], before, 1)[0][:, 0].numpy()

@@ -10,6 +10,7 @@ from retrieval.comparison import Comparison, compare
 from retrieval.evidence import Evidence
 
 ROUNDING = 1e-12  # 0.92 - 0.91 is a little less than 0.01
+NOT_MOVED = "alias_not_moved"  # what the tags of a version name as rule where it won and the ledger refused it
 SAME_SHARE = 1e-6  # R@1 was averaged in another order than the answers are here
 
 

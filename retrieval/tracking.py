@@ -79,6 +79,10 @@ class StepRun:
         """Set tags; the last value of a name holds."""
         self._tell("set_tags", values={name: str(value) for name, value in values.items()})
 
+    def tag_pipeline(self, values: Mapping[str, Any]) -> None:
+        """Set tags of the run that this one is nested under, where there is one: what came of the whole pipeline."""
+        self._tell("tag_parent", values={name: str(value) for name, value in values.items()})
+
     def log_artifact(self, path: Path, folder: str | None = None, name: str | None = None) -> None:
         """Copy a file to the run's artifacts, under `folder`, as `name` if given; waits until it is there.
 
@@ -223,7 +227,17 @@ def perform(writer: "RunWriter", action: str, arguments: Mapping[str, Any]) -> A
 def _actions(writer: "RunWriter") -> dict[str, Callable[..., Any]]:
     from retrieval import promotion, registry, run_records
 
-    own = ("start_step", "start_pipeline", "run_id", "log_metrics", "log_params", "set_tags", "log_artifact", "end")
+    own = (
+        "start_step",
+        "start_pipeline",
+        "run_id",
+        "log_metrics",
+        "log_params",
+        "set_tags",
+        "tag_parent",
+        "log_artifact",
+        "end",
+    )
     return {name: getattr(writer, name) for name in own} | registry.ACTIONS | promotion.ACTIONS | run_records.ACTIONS
 
 
@@ -231,7 +245,7 @@ class RunWriter:
     """Writes one run to MLflow."""
 
     def __init__(self) -> None:
-        self._run_id = ""
+        self._run_id, self._parent = "", ""
 
     def start_step(
         self,
@@ -247,7 +261,7 @@ class RunWriter:
         experiment = client().get_run(parent).info.experiment_id if parent else experiment_id()
         tags = tags | {"rankone.step": step, PIPELINE_RUN: pipeline_run} | ({_PARENT: parent} if parent else {})
         run = client().create_run(experiment, milliseconds, {name: tag for name, tag in tags.items() if tag}, step)
-        self._run_id = run.info.run_id
+        self._run_id, self._parent = run.info.run_id, parent
         self.log_params(params)
 
     def start_pipeline(
@@ -285,11 +299,19 @@ class RunWriter:
 
     def set_tags(self, values: dict[str, str]) -> None:
         """Set tags, as many a call as MLflow takes."""
+        self._tag(self._run_id, values)
+
+    def tag_parent(self, values: dict[str, str]) -> None:
+        """Set tags of the parent; nothing where there is none."""
+        if self._parent:
+            self._tag(self._parent, values)
+
+    def _tag(self, run_id: str, values: dict[str, str]) -> None:
         from mlflow.entities import RunTag
 
         entries = [RunTag(name, text) for name, text in values.items()]
         for start in range(0, len(entries), ENTRIES_PER_BATCH):
-            client().log_batch(self._run_id, tags=entries[start : start + ENTRIES_PER_BATCH], synchronous=True)
+            client().log_batch(run_id, tags=entries[start : start + ENTRIES_PER_BATCH], synchronous=True)
 
     def log_artifact(self, path: str, folder: str | None, name: str) -> None:
         """Copy one file."""

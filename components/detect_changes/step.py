@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from components.detect_changes.params import OPERATIONAL, Params
 from components.launch import (
+    AGAIN,
     SKIP,
     TRAIN,
     InputPath,
@@ -20,8 +21,8 @@ from components.launch import (
     Scalar,
     launch,
 )
-from retrieval import registry
-from retrieval.changes import Differences, MadeFrom, Plan, differences, image_list, parameters_digest, plan_of, sentence
+from retrieval import promotion, registry
+from retrieval.changes import Differences, differences, image_list, sentence
 from retrieval.changes_page import changes_page
 from retrieval.dataset import Dataset
 from retrieval.devices import pick_device
@@ -29,8 +30,9 @@ from retrieval.drift import Drift, drift, load_reference, some_of
 from retrieval.embedder import Embedder
 from retrieval.evaluation import IMAGES, REFERENCE
 from retrieval.registry import ModelVersion
+from retrieval.retraining import MadeFrom, Plan, parameters_digest, plan_of
 from retrieval.robustness import resized
-from retrieval.tracking import TrackingError, code_version, exchange_folder, step_run
+from retrieval.tracking import TrackingError, code_version, exchange_folder, pipeline_run, step_run
 
 BATCH_SIZE = 128
 CODE = "RANKONE_PIPELINE_CODE"  # digest of the images of all steps, which compiling sets
@@ -50,9 +52,16 @@ def detect_changes(
         code = os.environ.get(CODE) or code_version()
         origin = MadeFrom(images.digest, parameters_digest(parameters, OPERATIONAL), code)
         champion = registry.champion(params.registered_model)
-        versions = registry.versions_of(params.registered_model)
         planned = plan_of(
-            origin, versions, champion, time.time(), params.skip_unchanged, params.force, params.maximum_age_days
+            origin,
+            registry.versions_of(params.registered_model),
+            champion,
+            promotion.history(params.registered_model),
+            time.time(),
+            params.skip_unchanged,
+            params.force,
+            params.maximum_age_days,
+            pipeline_run(),
         )
         print(f"{'Nothing to train on' if planned.skip else 'To train'}: {planned.reason}.", flush=True)
         found, versus = None, "there is no champion yet"
@@ -66,7 +75,7 @@ def detect_changes(
         drifted, without_drift = None, "nothing is trained" if planned.skip else versus
         if champion is not None and not planned.skip:
             drifted, without_drift = drift_of(champion, images, params)
-        plan.write_text(SKIP + planned.reason if planned.skip else TRAIN, encoding="utf-8")
+        plan.write_text(plan_text(planned), encoding="utf-8")
         made_from.write_text(origin.text(), encoding="utf-8")
         changes.parent.mkdir(parents=True, exist_ok=True)
         changes.write_text(changes_page(planned, versus, found, drifted, without_drift), encoding="utf-8")
@@ -75,6 +84,13 @@ def detect_changes(
         run.log_metrics({name: value for name, value in metadata.items() if isinstance(value, (int, float))})
         run.log_artifact(changes, name="changes.html")
     return {"changes": metadata}
+
+
+def plan_text(plan: Plan) -> str:
+    """The plan as all later steps are given it: see `components.launch`."""
+    if plan.skip:
+        return SKIP + plan.reason
+    return AGAIN + plan.again if plan.again else TRAIN
 
 
 def compared(champion: ModelVersion, images: Dataset) -> Differences | None:
@@ -143,7 +159,7 @@ def described(plan: Plan, found: Differences | None, drifted: Drift | None) -> M
     if plan.version is not None:
         metadata["same_as_version"] = plan.version
     if found is not None:
-        counted = ("new", "changed", "removed", "other_class", "other_split")
+        counted = ("new", "changed", "removed", "moved", "other_class", "other_split")
         metadata |= {f"images_{name}": getattr(found, name) for name in counted}
         metadata |= {"classes_new": len(found.new_classes), "classes_removed": len(found.removed_classes)}
     if drifted is not None:

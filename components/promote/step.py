@@ -7,19 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from components.launch import SKIP, TRAIN, InputPath, InputText, OutputPath, Outputs, Scalar, launch
+from components.launch import AGAIN, SKIP, TRAIN, InputPath, InputText, OutputPath, Outputs, Scalar, launch
 from components.promote.params import Params
 from retrieval import promotion, registry
 from retrieval.answer_records import find_answers, find_pictures, record_answers, record_pictures
 from retrieval.answers import Answers, evidence_from, load_answers, same_queries
-from retrieval.changes import TAG
 from retrieval.evaluation import ANSWERS, CHAMPION_ANSWERS, IMAGES, PICTURES, REFERENCE, Evaluation, load_evaluation
 from retrieval.evaluation import FORMAT_VERSION as EVALUATION_FORMAT
 from retrieval.evaluation import KIND as EVALUATION_KIND
 from retrieval.evidence import Evidence
-from retrieval.gate import Outcome, Rule, Thresholds, Verdict, decide
+from retrieval.gate import NOT_MOVED, Outcome, Rule, Thresholds, Verdict, decide
 from retrieval.gate_report import facts_of, page_of
-from retrieval.ledger import CHALLENGER, CHAMPION, LedgerError
+from retrieval.ledger import CHALLENGER, CHAMPION, LedgerError, utc_now
 from retrieval.manifest import FILE_NAME, file_digest, files_in, read_manifest, write_manifest
 from retrieval.model_card import model_card
 from retrieval.model_folder import read_model_manifest
@@ -27,13 +26,14 @@ from retrieval.object_store import Address
 from retrieval.pictures import load_pictures
 from retrieval.publication import publish
 from retrieval.registry import ModelVersion
+from retrieval.retraining import TAG, TRAINED_AT
 from retrieval.tracking import PIPELINE_RUN, StepRun, code_version, pipeline_run, step_run
 from retrieval.verdict_page import commands_for, render_message, render_verdict, sections_of, side_of
 
 KIND, FORMAT_VERSION, DECISION, PAGE = "decision", 2, "decision.json", "gate.md"
 REPORT_FILE, VERDICT_FILE = "report.html", "verdict.html"  # as MLflow keeps the pages
 PUBLICATION_FORMAT = 1
-NOT_MOVED = "alias_not_moved"  # the rule, in the tags of a version that won and that the ledger refused
+OF_THE_PIPELINE = ("outcome", "rule", "reason", "registered_model", "version", "champion_version")  # tags of its run
 NOTE = "mlflow.note.content"  # tag that MLflow shows as the run's description
 
 
@@ -69,8 +69,8 @@ def promote(
         verdict = decide(evidence_of(answers, measured), champion_evidence(champion, theirs), asked(params))
         verdict = held_back(params, verdict)
         judged = interval(measured) | judgement(verdict)
-        origin = {TAG: made_from} if made_from else {}
-        tags = lineage(measured) | origin | registry.lineage(pipeline_run(), run.run_id) | judged
+        origin, now = {TAG: made_from} if made_from else {}, {TRAINED_AT: utc_now()}
+        tags = lineage(measured) | origin | now | registry.lineage(pipeline_run(), run.run_id) | judged
         card = model_card(name, tuned_model, model, measured, tags)
         version = registry.register(tuned_model, name, model.digest, tags, run.run_id, measured.versions, card)
         record_answers(version, answers)
@@ -82,6 +82,8 @@ def promote(
                 registry.keep_file(version, evaluation / file, f"data/{file}")
         published = publish_model(params, version.version, tuned_model, report, digests)
         past = move_alias(name, version.version, verdict, champion, f"runs:/{run.run_id}/{DECISION}")
+        if plan.startswith(AGAIN):  # only now: until it is judged, the steps of this training may come from a cache
+            registry.tag_version(name, version.version, now)
         metadata = described(name, verdict, version) | published
         print(f"{headline(metadata)}: {verdict.reason}", flush=True)
         print(
@@ -304,6 +306,7 @@ def log_decision(
     """Put the decision where a person looks for it in MLflow: the page is the run's description."""
     run.log_metrics({key: value for key, value in metadata.items() if isinstance(value, float)})
     run.set_tags({f"rankone.{key}": value for key, value in metadata.items()} | {NOTE: page})
+    run.tag_pipeline({f"rankone.{key}": metadata[key] for key in OF_THE_PIPELINE if metadata.get(key)})
     for name, path in pages.items():
         run.log_artifact(path, name=name)
     run.log_artifact(decision / DECISION)

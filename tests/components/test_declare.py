@@ -2,10 +2,11 @@ import dataclasses
 
 import pytest
 from kfp import dsl
-from kfp.dsl import Dataset, Input, Model, Output
+from kfp.dsl import Dataset, Input, Model, Output, OutputPath
 
 from components.declare import container_component, with_knobs_of
 from components.settings import Setting
+from operations.parameters import all_knobs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,31 @@ def test_the_command_line_is_that_of_the_step() -> None:
         "--channels={{$.inputs.parameters['channels']}}",
     ]
     assert container.args[-2:] == ["--executor-input", "{{$}}"]
+
+
+@container_component(image="an-image", params=Params, every_parameter=True)
+def compare(model: Input[Model], plan: OutputPath(str), note: str):  # type: ignore[valid-type]
+    """Compares."""
+
+
+def test_a_text_is_passed_as_it_is_and_as_a_path_where_it_is_written() -> None:
+    specification = compare.component_spec
+    assert specification.inputs["note"].type == "String"
+    assert (specification.outputs["plan"].type, set(specification.outputs)) == ("String", {"plan"})
+    assert specification.implementation.container.args[:3] == [
+        "--model={{$.inputs.artifacts['model'].path}}",
+        "--plan={{$.outputs.parameters['plan'].output_file}}",
+        "--note={{$.inputs.parameters['note']}}",
+    ]
+
+
+def test_a_step_may_be_given_the_knobs_of_all_others_beside_its_own() -> None:
+    found = {argument.partition("=")[0] for argument in compare.component_spec.implementation.container.args}
+    own = {"epochs", "channels"}
+    assert {f"--{name}" for name in own} < found
+    assert {f"--run.{name}" for name in all_knobs() if name not in own} < found
+    assert not {f"--run.{name}" for name in own} & found
+    assert compare.component_spec.inputs["minimum_gain"].description
 
 
 @dataclasses.dataclass(frozen=True)

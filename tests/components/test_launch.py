@@ -12,7 +12,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.launch import InputPath, OutputPath, Outputs, launch, params_from, parse, text_of
+from components.launch import (
+    AGAIN,
+    SKIP,
+    SKIPPED_FORMAT,
+    SKIPPED_KIND,
+    TRAIN,
+    InputPath,
+    InputText,
+    OutputPath,
+    Outputs,
+    OutputText,
+    PipelineParameters,
+    launch,
+    params_from,
+    parse,
+    text_of,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,6 +206,92 @@ def test_only_the_first_process_of_torchrun_works_unless_the_step_wants_all(
     assert not (tmp_path / "copied").exists()
     launch(copy_text, Params, every_rank=True, arguments=[f"--source={source}", f"--copied={tmp_path / 'copied'}"])
     assert (tmp_path / "copied").exists()
+
+
+def never(params: Params, source: InputPath, copied: OutputPath, page: OutputPath) -> Outputs:
+    raise AssertionError("a step was called that has nothing to do")
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_step_with_nothing_to_do_is_not_called_and_leaves_what_says_so(
+    rank: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    asked = executor_input(tmp_path)
+    page = {"name": "page", "uri": str(tmp_path / "deep" / "page"), "type": {"schemaTitle": "system.HTML"}}
+    asked["outputs"]["artifacts"]["page"] = {"artifacts": [page]}
+    reason = "data and code are those of version 3 of <b>"
+    line = [f"--source={source}", f"--copied={tmp_path / 'copied'}", f"--page={tmp_path / 'deep' / 'page'}"]
+    line += [f"--plan={SKIP}{reason}", "--epochs=2", "--executor-input", json.dumps(asked)]
+    launch(never, Params, every_rank=True, arguments=line)
+    if rank == "1":
+        assert list(tmp_path.iterdir()) == [source]
+        return
+    assert capsys.readouterr().out == f"Skipped: {reason}\n"
+    manifest = json.loads((tmp_path / "copied" / "manifest.json").read_text())
+    assert manifest == {"kind": SKIPPED_KIND, "format_version": SKIPPED_FORMAT, "reason": reason}
+    shown = (tmp_path / "deep" / "page").read_text()
+    assert "Skipped: data and code are those of version 3 of &lt;b&gt;." in shown
+    report = json.loads((tmp_path / "deep" / "executor_output.json").read_text())["artifacts"]
+    assert set(report) == {"copied", "page"}
+    for name in report:
+        (artifact,) = report[name]["artifacts"]
+        assert artifact["metadata"]["skipped"] == reason
+        assert artifact["uri"] == asked["outputs"]["artifacts"][name]["artifacts"][0]["uri"]
+
+
+def test_a_step_with_nothing_to_do_checks_its_knobs_all_the_same(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = [f"--source={source}", f"--copied={tmp_path / 'copied'}", f"--plan={SKIP}unchanged", "--epochs=0"]
+    assert "epochs is 0" in failure(line, capsys)
+
+
+@pytest.mark.parametrize("plan", [TRAIN, f"{AGAIN}version 3, trained yesterday"])
+def test_a_plan_to_train_is_none_of_the_steps_business(plan: str, source: Path, tmp_path: Path) -> None:
+    launch(copy_text, Params, arguments=[f"--source={source}", f"--copied={tmp_path / 'copied'}", f"--plan={plan}"])
+    assert (tmp_path / "copied" / "text").read_text() == "ababab"
+
+
+@pytest.mark.parametrize("plan", ["", "skip", "trains", "Skip: no"])
+def test_a_plan_that_is_none_is_refused(
+    plan: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = [f"--source={source}", f"--copied={tmp_path / 'copied'}", f"--plan={plan}"]
+    assert f"plan is '{plan}'; it must be 'train', 'train again: ...' or 'skip: ...'" in failure(line, capsys)
+    assert not (tmp_path / "copied").exists()
+
+
+def test_a_step_that_takes_the_plan_is_always_called(source: Path, tmp_path: Path) -> None:
+    heard: list[str] = []
+
+    def listen(params: Params, copied: OutputPath, plan: InputText, note: InputText) -> Outputs:
+        heard.extend([plan, note])
+        copied.mkdir()
+        return {"copied": {}}
+
+    for number, given_ in enumerate((["--plan=skip: no"], ["--note=a note"])):
+        launch(listen, Params, arguments=[f"--copied={tmp_path / str(number)}", *given_])
+    assert heard == ["skip: no", "", TRAIN, "a note"]
+
+
+def test_texts_and_every_parameter_of_the_pipeline_pass_by_the_command_line(tmp_path: Path) -> None:
+    def write(params: Params, parameters: PipelineParameters, plan: OutputText) -> Outputs:
+        plan.write_text(json.dumps(parameters))
+        return {}
+
+    place = tmp_path / "deep" / "plan"
+    launch(write, Params, arguments=["--run.loss=auto", "--run.channels=[8.0]", f"--plan={place}", "--epochs=2"])
+    assert json.loads(place.read_text()) == {"loss": "auto", "channels": "[8.0]"}
+
+
+def test_a_text_without_a_place_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    def write(params: Params, plan: OutputText) -> Outputs:
+        return {}
+
+    with pytest.raises(SystemExit):
+        launch(write, Params, arguments=[])
+    assert "No path for 'plan'; give --plan=PATH." in capsys.readouterr().err
 
 
 def test_sigterm_ends_a_step_without_outputs(tmp_path: Path) -> None:

@@ -12,12 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from components.launch import AGAIN, SKIP, TRAIN, InputText
 from components.promote import step
 from components.promote.params import Params
 from components.promote.step import FORMAT_VERSION, KIND, PUBLICATION_FORMAT, promote
 from retrieval import model_folder, registry
 from retrieval.answers import Answers, in_order
-from retrieval.evaluation import QUERY_SCHEMA, Acceptance, Evaluation, save_evaluation
+from retrieval.evaluation import IMAGES, QUERY_SCHEMA, REFERENCE, Acceptance, Evaluation, save_evaluation
 from retrieval.ledger import AliasMovedError, ConflictError
 from retrieval.manifest import read_manifest, write_manifest
 from retrieval.object_store import Address
@@ -25,11 +26,13 @@ from retrieval.pictures import encoded, uri_of
 from retrieval.promotion import approve, history, rollback
 from retrieval.publication import fetch
 from retrieval.registry import champion
-from retrieval.tracking import client, step_run
+from retrieval.retraining import TAG, TRAINED_AT, MadeFrom
+from retrieval.tracking import PIPELINE_RUN, client, step_run
 
 pytestmark = pytest.mark.usefixtures("mlflow_home")
 
 QUERIES, CLASSES = 1_000, 100
+MADE_FROM = MadeFrom("d" * 64, "p" * 64, "c" * 64)
 PICTURES = {str(number): encoded(np.full((8, 8, 3), number % 256, np.uint8)) for number in range(100)}
 
 
@@ -47,6 +50,8 @@ class Bench:
         recall: float,
         digest: str = "e" * 64,
         champion_answers: Answers | None = None,
+        plan: str = TRAIN,
+        made_from: str = "",
         **params: Any,
     ) -> dict[str, Any]:
         self.runs += 1
@@ -65,6 +70,23 @@ class Bench:
             report=folder / "report",
             decision=folder / "decision",
             verdict_page=folder / "verdict_page",
+            plan=InputText(plan),
+            made_from=InputText(made_from),
+        )
+        return dict(outputs["decision"])
+
+    def skip(self, reason: str) -> dict[str, Any]:
+        """Promote, when all other steps had nothing to do."""
+        self.runs += 1
+        folder = self.folder / str(self.runs)
+        for name in ("tuned_model", "evaluation"):
+            (folder / name).mkdir(parents=True)
+        (folder / "report").touch()
+        outputs = promote(
+            Params(registered_model=self.name),
+            *(folder / name for name in ("tuned_model", "evaluation", "report", "decision", "verdict_page")),
+            plan=InputText(SKIP + reason),
+            made_from=InputText(MADE_FROM.text()),
         )
         return dict(outputs["decision"])
 
@@ -181,6 +203,98 @@ def test_promoting_the_champion_again_changes_nothing(bench: Bench, capsys: pyte
         "rankone.reason",
     }
     assert len(history(bench.name).champion) == 1
+
+
+def test_a_run_with_nothing_to_train_on_is_recorded_and_changes_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench.promote("one", 0.95)
+    before = bench.tags(1)
+    monkeypatch.setenv("RANKONE_PIPELINE_RUN", "a-nightly-run")
+    capsys.readouterr()
+    decision = bench.skip("data, parameters and code are those of version 1, the champion")
+    assert decision == {
+        "outcome": "skipped",
+        "rule": "unchanged",
+        "reason": "data, parameters and code are those of version 1, the champion",
+        "registered_model": bench.name,
+        "alias": "",
+        "champion_version": 1,
+    }
+    line = (
+        f"Skipped (unchanged): {bench.name}: data, parameters and code are those of version 1, the champion; version 1"
+    )
+    assert capsys.readouterr().out.startswith(line)
+    folder = bench.folder / "2" / "decision"
+    written = json.loads((folder / "decision.json").read_text())
+    assert written.items() >= decision.items()
+    assert MadeFrom.parse(written[TAG]) == MADE_FROM
+    assert (folder / "gate.md").read_text().startswith(f"**Skipped (unchanged): {bench.name}**: data")
+    read_manifest(folder, KIND, FORMAT_VERSION)
+    assert "Skipped (unchanged)" in (bench.folder / "2" / "verdict_page").read_text()
+    of_step, of_pipeline = runs_of("a-nightly-run")
+    for tags in (of_step, of_pipeline):
+        assert (tags["rankone.outcome"], tags["rankone.rule"]) == ("skipped", "unchanged")
+        assert tags["rankone.champion_version"] == "1"
+        assert "rankone.version" not in tags
+    assert (bench.tags(1), bench.versions, len(history(bench.name).champion)) == (before, [1], 1)
+
+
+def test_a_run_with_nothing_to_train_on_needs_no_champion(bench: Bench) -> None:
+    bench.promote("one", 0.5)
+    assert "champion_version" not in bench.skip("what it would make is version 1, which the gate rejected (floor)")
+
+
+def runs_of(key: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Tags of the run of promote and of the pipeline's run."""
+    places = [each.experiment_id for each in client().search_experiments()]
+    found = client().search_runs(places, f"tags.`{PIPELINE_RUN}` = '{key}'")
+    by_step = {run.data.tags.get("rankone.step", ""): run.data.tags for run in found}
+    return by_step["promote"], by_step[""]
+
+
+def test_the_run_of_the_pipeline_says_what_came_of_it(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANKONE_PIPELINE_RUN", "a-run-of-its-own")
+    bench.promote("one", 0.95)
+    of_step, of_pipeline = runs_of("a-run-of-its-own")
+    told = {name: of_pipeline[f"rankone.{name}"] for name in ("outcome", "rule", "registered_model", "version")}
+    assert told == {"outcome": "promoted", "rule": "first_model", "registered_model": bench.name, "version": "1"}
+    assert of_pipeline["rankone.reason"] == of_step["rankone.reason"]
+
+
+def test_a_version_carries_what_it_was_made_from_and_when_it_was_last_trained(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def at(time: str) -> None:
+        monkeypatch.setattr(step, "utc_now", lambda: time)
+
+    at("2026-01-01T00:00:00Z")
+    bench.promote("one", 0.95, made_from=MADE_FROM.text())
+    assert MadeFrom.parse(bench.tags(1)[TAG]) == MADE_FROM
+    at("2026-02-01T00:00:00Z")
+    bench.promote("one", 0.95, made_from=MADE_FROM.text())
+    assert bench.tags(1)[TRAINED_AT] == "2026-01-01T00:00:00Z", "it may have come from a cache"
+    bench.promote("one", 0.95, plan=f"{AGAIN}version 1", made_from=MADE_FROM.text())
+    assert bench.tags(1)[TRAINED_AT] == "2026-02-01T00:00:00Z"
+
+
+def test_what_later_runs_compare_with_is_kept_with_the_version(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = save_evaluation
+
+    def with_lists(folder: Path, *values: Any, **named: Any) -> Any:
+        folder.mkdir(parents=True)
+        for name in (IMAGES, REFERENCE):
+            (folder / name).write_text(f"what is in {name}")
+        return saved(folder, *values, **named)
+
+    monkeypatch.setitem(globals(), "save_evaluation", with_lists)
+    bench.promote("one", 0.95)
+    version = registry.champion(bench.name)
+    assert version is not None
+    for name in (IMAGES, REFERENCE):
+        kept = registry.fetch_file(version, f"data/{name}", bench.folder)
+        assert kept is not None
+        assert kept.read_text() == f"what is in {name}"
 
 
 def test_a_champion_measured_on_new_images_can_be_compared_on_them(bench: Bench) -> None:
