@@ -82,7 +82,7 @@ def submit(
     Raises:
         ClusterError: the server refused.
     """
-    with answered(), _silent():
+    with answered(), silent():
         pipeline = find_or_make_pipeline(client)
         version, uploaded = find_or_upload_version(client, pipeline, package)
         belongs_to = client.create_experiment(experiment, namespace=client.get_user_namespace() or None)
@@ -97,19 +97,24 @@ def submit(
     return Submitted(run.run_id, name, page_of(run.run_id), version.display_name, uploaded)
 
 
-def find_or_make_pipeline(client: Client) -> str:
-    """The id of the pipeline of our name in our namespace; two who make it at once get the same."""
+def find_pipeline(client: Client, name: str) -> str | None:
+    """The id of a pipeline in our namespace; None where there is none of this name."""
+    found = client.list_pipelines(filter=named(name), namespace=client.get_user_namespace() or None).pipelines
+    return found[0].pipeline_id if found else None
+
+
+def find_or_make_pipeline(client: Client, name: str = PIPELINE) -> str:
+    """The id of a pipeline in our namespace; two who make it at once get the same."""
     namespace = client.get_user_namespace() or None
     for _ in range(2):
-        found = client.list_pipelines(filter=_named(PIPELINE), namespace=namespace).pipelines
-        if found:
-            return found[0].pipeline_id
-        made = kfp_server_api.V2beta1Pipeline(name=PIPELINE, display_name=PIPELINE, namespace=namespace)
-        with _unless_another_did():
+        if found := find_pipeline(client, name):
+            return found
+        made = kfp_server_api.V2beta1Pipeline(name=name, display_name=name, namespace=namespace)
+        with unless_another_did():
             return (
                 kfp_server_api.PipelineServiceApi(client.api_client).pipeline_service_create_pipeline(made).pipeline_id
             )
-    raise ClusterError(f"The pipeline '{PIPELINE}' exists and is not shown in this namespace; ask who made it.")
+    raise ClusterError(f"The pipeline '{name}' exists and is not shown in this namespace; ask who made it.")
 
 
 def find_or_upload_version(
@@ -118,10 +123,10 @@ def find_or_upload_version(
     """The version whose name is the digest of the package's content, and whether it had to be uploaded."""
     digest = content_digest(package)
     for _ in range(2):
-        found = client.list_pipeline_versions(pipeline, filter=_named(digest)).pipeline_versions
+        found = client.list_pipeline_versions(pipeline, filter=named(digest)).pipeline_versions
         if found:
             return found[0], False
-        with _unless_another_did():
+        with unless_another_did():
             return client.upload_pipeline_version(str(package), digest, pipeline_id=pipeline), True
     raise ClusterError(f"Version {digest} of '{PIPELINE}' exists and is not shown; ask who uploaded it.")
 
@@ -266,12 +271,13 @@ def run_facts(run: V2beta1Run) -> dict[str, Any]:
     }
 
 
-def _named(name: str) -> str:
+def named(name: str) -> str:
+    """The server's filter for what is shown under a name."""
     return json.dumps({"predicates": [{"operation": "EQUALS", "key": "display_name", "stringValue": name}]})
 
 
 @contextlib.contextmanager
-def _unless_another_did() -> Iterator[None]:
+def unless_another_did() -> Iterator[None]:
     """Pass over a refusal because the name exists: somebody else was quicker, and a second look finds it."""
     try:
         yield
@@ -281,7 +287,7 @@ def _unless_another_did() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """Keep kfp's links from the output, where --json has to stand alone."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield

@@ -12,7 +12,18 @@ from rich.console import Console
 from rich.table import Table
 
 from components.launch import text_of
-from operations import cluster_commands, image_lock, models, network, parameters, profiles, recipes, version_comparison
+from operations import (
+    cluster_commands,
+    image_lock,
+    models,
+    network,
+    parameters,
+    profiles,
+    recipes,
+    schedule_commands,
+    status,
+    version_comparison,
+)
 from operations.run import Runner, run_here
 
 BAD_INPUT = 2
@@ -186,6 +197,8 @@ for command in cluster_commands.COMMANDS:
     app.command()(command)
 models.add_commands(app)
 app.command()(version_comparison.compare)
+app.add_typer(schedule_commands.schedule, name="schedule")
+app.command(name="status")(status.status_command)
 
 
 def main() -> None:

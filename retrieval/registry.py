@@ -24,6 +24,7 @@ from retrieval.tracking import PIPELINE_RUN, client, error_code, loading, open_c
 
 KEY = "rankone.key"  # tag that makes a second registration of the same model find the first
 CARD = "model_card.md"
+RUNS_LOOKED_AT = 200  # of a step, newest first
 JUDGED = ("rankone.outcome", "rankone.rule", "rankone.reason")  # tags of a version that hold in its own registry only
 ANSWERS, PICTURES = "answers", "pictures"  # folders of what is kept with the run of a version
 OF_STEPS = {  # tags of a version, each told by its steps under another tag, where they know
@@ -69,6 +70,28 @@ class ModelVersion:
             queries=int(self.tags.get("rankone.queries", "0")),
             version=str(self.version),
         )
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """A run of a step, as MLflow has it.
+
+    Attributes:
+        run_id: of MLflow.
+        status: FINISHED, FAILED, KILLED or RUNNING.
+        ended: when it ended, or started where it has not ended; in seconds since 1970.
+        tags: all of them.
+    """
+
+    run_id: str
+    status: str
+    ended: float
+    tags: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def pipeline_run(self) -> str:
+        """Key of the pipeline run that it belongs to; empty for none."""
+        return self.tags.get(PIPELINE_RUN, "")
 
 
 def champion(name: str) -> ModelVersion | None:
@@ -223,6 +246,20 @@ def versions_of(name: str) -> list[ModelVersion]:
     return [ModelVersion(**found) for found in _ask("versions_of", name=name)]
 
 
+def runs_of(name: str, step: str) -> list[TrackedRun]:
+    """The latest runs of a step that has the knob registered_model, for a model; newest first, 200 at most."""
+    return [TrackedRun(**found) for found in _ask("runs_of", name=name, step=step)]
+
+
+def data_read(version: ModelVersion) -> float | None:
+    """When the images of a version were read: the start of prepare_data, in seconds since 1970.
+
+    None where its pipeline run took them from the step cache, or is not known.
+    """
+    found: float | None = _ask("data_read", pipeline_run=version.tags.get(PIPELINE_RUN, ""), run_id=version.run_id)
+    return found
+
+
 def _find_champion(name: str) -> dict[str, Any] | None:
     state = look(Ledger(name), CHAMPION)
     number = state.version if state.astray and state.explained else state.found
@@ -247,6 +284,38 @@ def _all_pages(page: Callable[[str | None], Any]) -> Iterator[Any]:
         token = found.token
         if not token:
             return
+
+
+def _runs_of(name: str, step: str) -> list[dict[str, Any]]:
+    if "'" in name:  # no name that a step takes
+        return []
+    query = f"params.registered_model = '{name}' and tags.`rankone.step` = '{step}'"
+    newest = ["attributes.start_time DESC"]
+    places = [found.experiment_id for found in _all_pages(lambda token: client().search_experiments(page_token=token))]
+    found = client().search_runs(places, query, max_results=RUNS_LOOKED_AT, order_by=newest)
+    runs = [
+        TrackedRun(
+            run.info.run_id, run.info.status, (run.info.end_time or run.info.start_time) / 1_000, dict(run.data.tags)
+        )
+        for run in found
+    ]
+    return [asdict(run) for run in runs]
+
+
+def _data_read(pipeline_run: str, run_id: str) -> float | None:
+    from mlflow.exceptions import MlflowException
+
+    if not pipeline_run or not run_id:
+        return None
+    try:
+        experiment = client().get_run(run_id).info.experiment_id
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # the run was deleted for good
+            return None
+        raise
+    query = f"tags.`{PIPELINE_RUN}` = '{pipeline_run}' and tags.`rankone.step` = 'prepare_data'"
+    found = client().search_runs([experiment], query, max_results=1, order_by=["attributes.start_time DESC"])
+    return found[0].info.start_time / 1_000 if found else None
 
 
 def _register(
@@ -486,6 +555,8 @@ ACTIONS: dict[str, Callable[..., Any]] = {
     "tag_version": _tag_version,
     "registered_models": _registered_models,
     "versions_of": _versions_of,
+    "runs_of": _runs_of,
+    "data_read": _data_read,
     "copy_version": _copy_version,
     "fetch_model": _fetch_model,
     "keep_file": _keep_file,

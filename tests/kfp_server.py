@@ -2,8 +2,10 @@
 
 What a client sends and gets is held to the generated models.
 
-It keeps the rules of the server that matter to a client: names are unique, a run's parameters exist and have their
-types, one user means no namespace and many users mean one, a missing token is refused.
+It keeps the rules of the server that matter to a client: names of pipelines and versions are unique, those of recurring
+runs are not; parameters exist and have their types, in the version that was uploaded last where none is named; one user
+means no namespace and many users mean one; a missing token is refused; a recurring run can be paused and deleted, and
+nothing else of it can be changed.
 """
 
 import contextlib
@@ -23,6 +25,8 @@ import yaml
 from google.protobuf import json_format
 from kfp.kubernetes import kubernetes_executor_config_pb2
 from kfp.pipeline_spec import pipeline_spec_pb2
+
+from tests.robfig import parse_six_fields
 
 IMAGES = {
     f"rankone-{name}": f"registry.example/team/rankone-{name}@sha256:{number * 64}"
@@ -100,6 +104,8 @@ class Stub:
         fails_at: step at which runs fail.
         away_after: step after whose start the server is away for `away` requests.
         racer: called before an upload, to be quicker.
+        stops_runs: how many recurring runs were deleted so that their runs at work were deleted with them.
+        broken: method and start of the path of requests that fail, each once, in this order.
         logs: text by pod; on which paths they are found says `log_paths`.
         requests: method and path of all that came, in order.
     """
@@ -109,6 +115,7 @@ class Stub:
         self.fails_at = ""
         self.away_after, self.away, self.unanswered = "", 0, 0
         self.racer: Callable[[], None] = lambda: None
+        self.broken: list[tuple[str, str]] = []
         self.logs: dict[str, str] = {}
         self.log_paths = {"page", "api"}
         self.requests: list[str] = []
@@ -119,6 +126,8 @@ class Stub:
         self.platforms: dict[str, dict[str, Any]] = {}
         self.experiments: dict[str, dict[str, Any]] = {}
         self.runs: dict[str, dict[str, Any]] = {}
+        self.recurring: dict[str, dict[str, Any]] = {}
+        self.stops_runs = 0
         self.looks: dict[str, int] = {}
         self.lock = threading.Lock()
         self.address = ""
@@ -137,6 +146,9 @@ class Stub:
         self.tokens.append(given)
         if self.token and given != f"Bearer {self.token}":
             raise Refused(401, "Unauthenticated")
+        if self.broken and method == self.broken[0][0] and path.startswith(self.broken[0][1]):
+            self.broken.pop(0)
+            raise Refused(503, "no healthy upstream")
         for rule_method, pattern, handle in RULES:
             found = re.fullmatch(pattern, path)
             if rule_method == method and found:
@@ -163,6 +175,21 @@ class Stub:
         self.pipelines[made["pipeline_id"]] = made
         return through_model(made, "V2beta1Pipeline")
 
+    def get_pipeline(self, query: Any, headers: Any, body: bytes, pipeline: str) -> Any:
+        if pipeline not in self.pipelines:
+            raise Refused(404, f"no pipeline {pipeline}")
+        return through_model(self.pipelines[pipeline], "V2beta1Pipeline")
+
+    def get_version(self, query: Any, headers: Any, body: bytes, pipeline: str, version: str) -> Any:
+        if self.versions.get(version, {}).get("pipeline_id") != pipeline:
+            raise Refused(404, f"no version {version}")
+        return through_model(self.versions[version], "V2beta1PipelineVersion")
+
+    def get_experiment(self, query: Any, headers: Any, body: bytes, experiment: str) -> Any:
+        if experiment not in self.experiments:
+            raise Refused(404, f"no experiment {experiment}")
+        return through_model(self.experiments[experiment], "V2beta1Experiment")
+
     def list_versions(self, query: dict[str, str], headers: Any, body: bytes, pipeline: str) -> Any:
         if pipeline not in self.pipelines:
             raise Refused(404, f"no pipeline {pipeline}")
@@ -172,7 +199,10 @@ class Stub:
             for entry in self.versions.values()
             if entry["pipeline_id"] == pipeline and named in (None, entry["display_name"])
         ]
-        answer = {"pipeline_versions": found, "total_size": len(found)} if found else {}
+        if query.get("sort_by") == "created_at desc":
+            found.reverse()
+        total, found = len(found), found[: int(query.get("page_size") or 10)]
+        answer = {"pipeline_versions": found, "total_size": total} if found else {}
         return through_model(answer, "V2beta1ListPipelineVersionsResponse")
 
     def upload_version(self, query: dict[str, str], headers: Any, body: bytes) -> Any:
@@ -223,12 +253,7 @@ class Stub:
         version = self.versions.get(asked["pipeline_version_reference"]["pipeline_version_id"])
         if version is None:
             raise Refused(404, "no such version")
-        known = version["pipeline_spec"]["pipeline_spec"]["root"]["inputDefinitions"]["parameters"]
-        for name, value in asked["runtime_config"].get("parameters", {}).items():
-            if name not in known:
-                raise Refused(400, f"parameter {name} is not in the pipeline")
-            if not isinstance(value, KINDS[known[name]["parameterType"]]):
-                raise Refused(400, f"parameter {name} is no {known[name]['parameterType']}: {value!r}")
+        check_parameters(version, asked["runtime_config"].get("parameters", {}))
         made = {**asked, "run_id": str(uuid.uuid4()), "created_at": BORN, "state": "PENDING"}
         self.runs[made["run_id"]] = made
         self.looks[made["run_id"]] = 0
@@ -280,6 +305,75 @@ class Stub:
         self.runs[run]["state"] = "RUNNING"
         return {}
 
+    def create_recurring(self, query: Any, headers: Any, body: bytes) -> Any:
+        asked = through_model(json.loads(body), "V2beta1RecurringRun")
+        if not asked.get("display_name"):
+            raise Refused(400, "The recurring run's name is empty.")
+        if asked["experiment_id"] not in self.experiments:
+            raise Refused(404, "no such experiment")
+        if not 1 <= int(asked["max_concurrency"]) <= 10:
+            raise Refused(400, "The max concurrency of the recurring run must be at least 1 and at most 10.")
+        check_parameters(self.version_to_run(asked), asked["runtime_config"].get("parameters", {}))
+        check_trigger(asked["trigger"])
+        if asked["mode"] not in ("ENABLE", "DISABLE"):
+            raise Refused(400, "The recurring run's mode is unknown.")
+        made = {
+            "service_account": "pipeline-runner",
+            **asked,
+            "recurring_run_id": str(uuid.uuid4()),
+            "created_at": BORN,
+            "updated_at": BORN,
+            "status": f"{asked['mode']}D",
+        }
+        self.recurring[made["recurring_run_id"]] = made
+        return through_model(made, "V2beta1RecurringRun")
+
+    def version_to_run(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """The version that is named, or the one that was uploaded last."""
+        reference = asked["pipeline_version_reference"]
+        if reference.get("pipeline_id") not in self.pipelines:
+            raise Refused(404, "no such pipeline")
+        found = [entry for entry in self.versions.values() if entry["pipeline_id"] == reference["pipeline_id"]]
+        named = reference.get("pipeline_version_id")
+        found = [entry for entry in found if named in (None, entry["pipeline_version_id"])]
+        if not found:
+            raise Refused(404, "no such version")
+        return found[-1]
+
+    def list_recurring(self, query: dict[str, str], headers: Any, body: bytes) -> Any:
+        self.check_namespace(query.get("namespace"))
+        start = int(query.get("page_token") or 0)
+        end = start + int(query.get("page_size") or 10)
+        found = [*self.recurring.values()]
+        answer = {"recurringRuns": found[start:end], "total_size": len(found)}
+        if end < len(found):
+            answer["next_page_token"] = str(end)
+        answer = {name: value for name, value in answer.items() if value}
+        return through_model(answer, "V2beta1ListRecurringRunsResponse")
+
+    def get_recurring(self, query: Any, headers: Any, body: bytes, recurring: str) -> Any:
+        if recurring not in self.recurring:
+            raise Refused(404, f"no recurring run {recurring}")
+        return through_model(self.recurring[recurring], "V2beta1RecurringRun")
+
+    def enable_recurring(self, query: Any, headers: Any, body: bytes, recurring: str) -> Any:
+        self.get_recurring(query, headers, body, recurring)
+        self.recurring[recurring] |= {"mode": "ENABLE", "status": "ENABLED"}
+        return {}
+
+    def disable_recurring(self, query: Any, headers: Any, body: bytes, recurring: str) -> Any:
+        self.get_recurring(query, headers, body, recurring)
+        self.recurring[recurring] |= {"mode": "DISABLE", "status": "DISABLED"}
+        return {}
+
+    def delete_recurring(self, query: Any, headers: Any, body: bytes, recurring: str) -> Any:
+        self.get_recurring(query, headers, body, recurring)
+        policy = query.get("propagation_policy", "DELETE_PROPAGATION_POLICY_UNSPECIFIED")
+        through_model(policy, "V2beta1DeletePropagationPolicy")
+        self.stops_runs += policy != "ORPHAN"
+        del self.recurring[recurring]
+        return {}
+
     def page_log(self, query: dict[str, str], headers: Any, body: bytes) -> Any:
         if "page" not in self.log_paths or query["podname"] not in self.logs:
             raise Refused(404, "no such pod")
@@ -301,10 +395,19 @@ RULES: list[tuple[str, str, Callable[..., Any]]] = [
     ("GET", "/apis/v2beta1/healthz", Stub.health),
     ("GET", "/apis/v2beta1/pipelines", Stub.list_pipelines),
     ("POST", "/apis/v2beta1/pipelines", Stub.create_pipeline),
+    ("GET", "/apis/v2beta1/pipelines/([^/]+)", Stub.get_pipeline),
     ("GET", "/apis/v2beta1/pipelines/([^/]+)/versions", Stub.list_versions),
+    ("GET", "/apis/v2beta1/pipelines/([^/]+)/versions/([^/]+)", Stub.get_version),
     ("POST", "/apis/v2beta1/pipelines/upload_version", Stub.upload_version),
     ("GET", "/apis/v2beta1/experiments", Stub.list_experiments),
     ("POST", "/apis/v2beta1/experiments", Stub.create_experiment),
+    ("GET", "/apis/v2beta1/experiments/([^/]+)", Stub.get_experiment),
+    ("GET", "/apis/v2beta1/recurringruns", Stub.list_recurring),
+    ("POST", "/apis/v2beta1/recurringruns", Stub.create_recurring),
+    ("GET", "/apis/v2beta1/recurringruns/([^/:]+)", Stub.get_recurring),
+    ("DELETE", "/apis/v2beta1/recurringruns/([^/:]+)", Stub.delete_recurring),
+    ("POST", "/apis/v2beta1/recurringruns/([^/:]+):enable", Stub.enable_recurring),
+    ("POST", "/apis/v2beta1/recurringruns/([^/:]+):disable", Stub.disable_recurring),
     ("GET", "/apis/v2beta1/runs", Stub.list_runs),
     ("POST", "/apis/v2beta1/runs", Stub.create_run),
     ("GET", "/apis/v2beta1/runs/([^/:]+)", Stub.get_run),
@@ -313,6 +416,29 @@ RULES: list[tuple[str, str, Callable[..., Any]]] = [
     ("GET", "/k8s/pod/logs", Stub.page_log),
     ("GET", "/apis/v1alpha1/runs/([^/]+)/nodes/([^/]+)/log", Stub.api_log),
 ]
+
+
+def check_parameters(version: dict[str, Any], given: dict[str, Any]) -> None:
+    """Refuse parameters that a version does not have, or of another type."""
+    known = version["pipeline_spec"]["pipeline_spec"]["root"]["inputDefinitions"]["parameters"]
+    for name, value in given.items():
+        if name not in known:
+            raise Refused(400, f"parameter {name} is not in the pipeline")
+        if not isinstance(value, KINDS[known[name]["parameterType"]]):
+            raise Refused(400, f"parameter {name} is no {known[name]['parameterType']}: {value!r}")
+
+
+def check_trigger(trigger: dict[str, Any]) -> None:
+    """Refuse a schedule that is none; a cron line is read as the server's library reads it."""
+    if ("cron_schedule" in trigger) == ("periodic_schedule" in trigger):
+        raise Refused(400, "exactly one schedule")
+    if "cron_schedule" in trigger:
+        try:
+            parse_six_fields(trigger["cron_schedule"]["cron"])
+        except ValueError as error:
+            raise Refused(400, f"Schedule cron is not a supported format: {error}") from error
+    elif int(trigger["periodic_schedule"]["interval_second"]) < 1:
+        raise Refused(400, "Found invalid period schedule interval")
 
 
 def task_details(run: str, step: str, state: str, number: int) -> list[dict[str, Any]]:
@@ -372,6 +498,9 @@ def serving(stub: Stub) -> Iterator[str]:
             self.respond()
 
         def do_POST(self) -> None:
+            self.respond()
+
+        def do_DELETE(self) -> None:
             self.respond()
 
         def respond(self) -> None:

@@ -7,8 +7,18 @@ from retrieval import registry
 from retrieval.manifest import write_manifest
 from retrieval.model_folder import read_model_manifest
 from retrieval.promotion import promote
-from retrieval.registry import ModelVersion, champion, fetch_file, fetch_model, keep_file, register, tag_version
-from retrieval.tracking import TrackingError, client, step_run
+from retrieval.registry import (
+    ModelVersion,
+    champion,
+    data_read,
+    fetch_file,
+    fetch_model,
+    keep_file,
+    register,
+    runs_of,
+    tag_version,
+)
+from retrieval.tracking import PIPELINE_RUN, TrackingError, client, experiment_id, step_run
 
 pytestmark = pytest.mark.usefixtures("mlflow_home")
 
@@ -139,3 +149,39 @@ def test_a_file_is_kept_with_a_version_and_found_again(model_folder: Path, tmp_p
     assert fetched.read_text() == "one"
     assert fetch_file(found, "notes/second.txt", tmp_path) is None
     assert fetch_file(found, "nothing/first.txt", tmp_path) is None
+
+
+def test_the_runs_of_a_step_come_newest_first_and_only_those_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANKONE_PIPELINE_RUN", "p1")
+    other = client().create_experiment("runs-of-another-experiment")
+    for number, (place, step, name, status) in enumerate(
+        [
+            (experiment_id(), "promote", "runs-of", "FINISHED"),
+            (other, "promote", "runs-of", "FAILED"),
+            (experiment_id(), "promote", "runs-of-2", "FINISHED"),
+            (experiment_id(), "evaluate", "runs-of", "FINISHED"),
+        ]
+    ):
+        tags = {"rankone.step": step, PIPELINE_RUN: f"p{number}"}
+        made = client().create_run(place, 1_000 * (number + 1), tags, step).info.run_id
+        client().log_param(made, "registered_model", name)
+        client().set_terminated(made, status, 1_000 * (number + 1) + 500)
+    found = runs_of("runs-of", "promote")
+    assert [(run.status, run.ended, run.pipeline_run) for run in found] == [
+        ("FAILED", 2.5, "p1"),
+        ("FINISHED", 1.5, "p0"),
+    ]
+    assert runs_of("o'clock", "promote") == []
+
+
+def test_when_data_were_read_is_when_prepare_data_began(model_folder: Path) -> None:
+    version = version_of(model_folder, "data-read", pipeline_run="read-1")
+    assert version.tags[PIPELINE_RUN] == "read-1"
+    assert data_read(version) is None  # taken from the step cache
+    for seconds, key in ((7, "read-1"), (9, "read-1"), (11, "read-2")):
+        tags = {"rankone.step": "prepare_data", PIPELINE_RUN: key}
+        client().create_run(experiment_id(), seconds * 1_000, tags, "prepare_data")
+    assert data_read(version) == 9  # of the last attempt
+    assert data_read(ModelVersion("data-read", 2)) is None
+    gone = ModelVersion("data-read", 3, "0" * 32, {PIPELINE_RUN: "read-1"})
+    assert data_read(gone) is None
