@@ -20,7 +20,9 @@ from operations.parameters import all_knobs
 from retrieval import promotion, registry
 from retrieval.changes import image_list
 from retrieval.dataset import INDEX_SCHEMA, Dataset, save_dataset
-from retrieval.evaluation import IMAGES
+from retrieval.drift import Reference, save_reference
+from retrieval.embedder import Embedder
+from retrieval.evaluation import IMAGES, REFERENCE
 from retrieval.models import ModelConfig, build_network, save_model
 from retrieval.registry import ModelVersion
 from retrieval.retraining import TAG
@@ -305,6 +307,29 @@ def test_a_registry_that_does_not_answer_stops_the_run(bench: Bench, monkeypatch
         bench.detect(TEN)
     assert stopped.value.code == 1
     assert not (bench.folder / "plan 1").exists()
+
+
+def test_new_images_are_looked_at_by_the_champion(bench: Bench) -> None:
+    found = bench.detect(images(*range(40)))
+    version = bench.register(found)
+    promotion.promote(bench.name, version.version, "The first.")
+    rows = found.dataset.rows("test")
+    embedder = Embedder("champion", bench.folder / f"model {bench.runs}", found.dataset, torch.device("cpu"), 16)
+    classes = np.asarray(found.dataset.index["class_name"].to_pylist(), object)[rows]
+    reference = bench.folder / REFERENCE
+    save_reference(
+        reference, Reference(version.model_digest, embedder(rows).numpy(), classes, None), [str(row) for row in rows]
+    )
+    registry.keep_file(version, reference, f"data/{REFERENCE}")
+    again = bench.detect(images(*range(40)), metric_epochs="4", drift_images=50)
+    assert "Not looked at: every image is one that the champion knows" in again.text
+    new = bench.detect([*images(*range(40)), *images(*range(100, 130))], drift_images=20)
+    assert "Looked at: 20 new images of classes among those of the champion." in new.text
+    tags = bench.tags()
+    assert 0 <= float(tags["rankone.drift_share"]) <= 1
+    assert tags["rankone.drift_images"] == "20"
+    skipped = bench.detect(images(*range(40)), drift_images=50)
+    assert "Not looked at: nothing is trained" in skipped.text
 
 
 def test_the_page_loads_nothing_from_elsewhere(bench: Bench) -> None:
