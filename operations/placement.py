@@ -16,7 +16,14 @@ from operations.profiles import Hardware, Profile, settings_of
 STEP_LABEL = ("rankone/step", "true")  # by which the network policies of manifests/ know a step
 CONFIG_MAP = "rankone"  # made by manifests/; its keys are names of variables
 ADDRESS = ("MLFLOW_TRACKING_URI",)  # without it a step would keep its runs inside its pod and lose them
-PLACES = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "MLFLOW_S3_ENDPOINT_URL", "MLFLOW_EXPERIMENT_NAME")
+PLACES = (
+    "AWS_ENDPOINT_URL",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "MLFLOW_S3_ENDPOINT_URL",
+    "MLFLOW_EXPERIMENT_NAME",
+    "RANKONE_PIPELINE_ADDRESS",  # of a run's page, for links
+)
 SECRETS = {  # optional, every key of them: a cluster may give its service account a role instead
     "rankone-s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
     "rankone-mlflow": ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"),

@@ -15,7 +15,7 @@ from kfp_server_api import RecurringRunMode, V2beta1RecurringRun
 from operations.cluster import Client, ClusterError, answered
 from operations.cluster_runs import find_pipeline, silent
 from operations.release import find_version, parameters_of
-from operations.schedules import LATEST, Change, File, Live, Schedule, mark_of, moment_text, read_mark
+from operations.schedules import LATEST, Change, File, Live, Schedule, interval_text, mark_of, moment_text, read_mark
 
 PAGE = 100
 GONE = "(deleted)"
@@ -207,7 +207,7 @@ def _facts(run: V2beta1RecurringRun, names: Names) -> dict[str, Any]:
     cron = trigger.cron_schedule if trigger else None
     periodic = trigger.periodic_schedule if trigger else None
     times = cron or periodic
-    when = f"cron {cron.cron}" if cron else f"every {periodic.interval_second} s" if periodic else ""
+    when = f"cron {cron.cron}" if cron else f"every {interval_text(int(periodic.interval_second))}" if periodic else ""
     parameters = (run.runtime_config.parameters if run.runtime_config else None) or {}
     return {
         "when": when,

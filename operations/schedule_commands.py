@@ -268,8 +268,9 @@ def trying(did: Sequence[str], what: str, action: Callable[[], Any]) -> Any:
         return action()
     except ClusterError as error:
         before = f"Done before: {'; '.join(did)}." if did else "Nothing was done before."
+        stop = "" if str(error).endswith(".") else "."
         raise ClusterError(
-            f"{what}: {error} {before} Schedules that were not replaced go on as they were; "
+            f"{what}: {error}{stop} {before} Schedules that were not replaced go on as they were; "
             "the same command again does the rest.",
             error.passing,
             error.status,
@@ -330,7 +331,7 @@ def print_changes(changes: "Sequence[Change]", releases: "Sequence[Release]", no
 def row_of(live: "Live") -> dict[str, Any]:
     """A recurring run for programs; `next` is empty where its line is not one of ours."""
     from operations.cron import parse_cron
-    from operations.schedules import moment_text, next_times
+    from operations.schedules import interval_of, moment_text, next_times
 
     facts, now = live.facts, datetime.datetime.now(datetime.UTC)
     cron, every = None, None
@@ -339,7 +340,7 @@ def row_of(live: "Live") -> dict[str, Any]:
         if kind == "cron" and text.startswith("0 "):
             cron = parse_cron(text.removeprefix("0 "))
         elif kind == "every":
-            every = int(text.removesuffix(" s"))
+            every = interval_of(text)
     except ValueError:  # somebody else's line, which Kubeflow Pipelines reads in its own way
         pass
     start, end = (datetime.datetime.fromisoformat(facts[key]) if facts[key] else None for key in ("start", "end"))

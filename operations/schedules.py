@@ -29,7 +29,7 @@ OF_A_MOMENT = ("source_fingerprint", "champion_fingerprint")  # parameters that 
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,48}[a-z0-9])?")
 OWNER = re.compile(r"[A-Za-z0-9][-A-Za-z0-9_.]{0,38}")
 MARK = re.compile(r"Kept by rankone schedule apply \(owner ([^ ,]+), digest ([0-9a-f]+)\)")
-UNITS = {"m": 60, "h": 3_600, "d": 86_400}
+UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 MOST_AT_ONCE = 10  # Kubeflow Pipelines refuses more
 
 KEYS = {
@@ -104,7 +104,7 @@ class Schedule:
         Two schedules with equal facts are the same schedule.
         """
         return {
-            "when": f"cron {self.cron.six_fields()}" if self.cron else f"every {self.every} s",
+            "when": f"cron {self.cron.six_fields()}" if self.cron else f"every {interval_text(self.every or 0)}",
             "pipeline": self.pipeline,
             "version": self.version,
             "experiment": self.experiment,
@@ -308,6 +308,17 @@ def moment_text(moment: datetime.datetime | None) -> str:
     return f"{moment.astimezone(datetime.UTC):%Y-%m-%dT%H:%M:%SZ}" if moment else ""
 
 
+def interval_text(seconds: int) -> str:
+    """An interval in the largest unit that holds it whole, like 6h."""
+    unit = max((unit for unit in UNITS if seconds % UNITS[unit] == 0), key=UNITS.__getitem__)
+    return f"{seconds // UNITS[unit]}{unit}"
+
+
+def interval_of(text: str) -> int:
+    """Seconds of an `interval_text`."""
+    return int(text[:-1]) * UNITS[text[-1]]
+
+
 def mark_of(owner: str, digest: str) -> str:
     """What is written on a recurring run, so that it is known again."""
     return f"Kept by rankone schedule apply (owner {owner}, digest {digest})"
@@ -429,7 +440,7 @@ def _seconds(text: str) -> int:
     found = re.fullmatch(r"([1-9][0-9]{0,4})([mhd])", text)
     if not found:
         raise ValueError(f"every is '{text}'; it is like 90m, 6h or 2d.")
-    return int(found[1]) * UNITS[found[2]]
+    return interval_of(text)
 
 
 def _moment(key: str, value: Any) -> datetime.datetime:

@@ -211,11 +211,11 @@ def kept_files(found: ModelVersion, folder: str) -> list[str]:
 
 def page_address(name: str, number: int) -> str:
     """Address of a version's page in MLflow, without credentials; empty on the embedded store, which has none."""
-    server = _server()
+    server = server_address()
     return f"{server}/#/models/{name}/versions/{number}" if server else ""
 
 
-def _server() -> str:
+def server_address() -> str:
     """Address of the MLflow server as a person may see it; empty where there is none."""
     parts = urlsplit(os.environ.get("MLFLOW_TRACKING_URI", ""))
     if parts.scheme not in ("http", "https"):
@@ -407,7 +407,7 @@ def _lineage(pipeline_run: str, run_id: str) -> dict[str, str]:
             tags[tag] = json.dumps(known)
     address = os.environ.get("RANKONE_PIPELINE_ADDRESS", "").replace("{run}", pipeline_run)
     parent = next((run.info for run in runs if run.data.tags.get("rankone.kind") == "pipeline"), None)
-    if parent and not address and (server := _server()):
+    if parent and not address and (server := server_address()):
         address = f"{server}/#/experiments/{parent.experiment_id}/runs/{parent.run_id}"
     return tags | ({"rankone.pipeline_address": address} if address else {})
 

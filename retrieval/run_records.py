@@ -4,9 +4,9 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
-from retrieval.tracking import PIPELINE_RUN, client, experiment_id, open_channel, tracking_uri
+from retrieval.registry import server_address
+from retrieval.tracking import PIPELINE_RUN, client, experiment_id, open_channel
 
 MOST_RUNS = 1_000  # of one pipeline run: every attempt of every step
 
@@ -81,11 +81,8 @@ def pipeline_page(key: str) -> str:
 
 def page_of_run(experiment: str, run_id: str) -> str:
     """Address of a run in MLflow's pages, without the credentials that may be part of its own; or empty."""
-    address = urlsplit(tracking_uri())
-    if address.scheme not in ("http", "https"):
-        return ""
-    place = urlunsplit((address.scheme, address.netloc.rpartition("@")[2], address.path.rstrip("/"), "", ""))
-    return f"{place}/#/experiments/{experiment}/runs/{run_id}"
+    server = server_address()
+    return f"{server}/#/experiments/{experiment}/runs/{run_id}" if server else ""
 
 
 def _ask(action: str, **arguments: Any) -> Any:

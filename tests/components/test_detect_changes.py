@@ -317,14 +317,16 @@ def test_new_images_are_looked_at_by_the_champion(bench: Bench) -> None:
     embedder = Embedder("champion", bench.folder / f"model {bench.runs}", found.dataset, torch.device("cpu"), 16)
     classes = np.asarray(found.dataset.index["class_name"].to_pylist(), object)[rows]
     reference = bench.folder / REFERENCE
-    save_reference(reference, Reference(version.model_digest, embedder(rows).numpy(), classes, None))
+    save_reference(
+        reference, Reference(version.model_digest, embedder(rows).numpy(), classes, None), [str(row) for row in rows]
+    )
     registry.keep_file(version, reference, f"data/{REFERENCE}")
-    known = bench.detect(images(*range(40)), metric_epochs="4", drift_images=50)
-    assert "Not looked at: every image is one that the champion knows" in known.text
+    again = bench.detect(images(*range(40)), metric_epochs="4", drift_images=50)
+    assert "Not looked at: every image is one that the champion knows" in again.text
     new = bench.detect([*images(*range(40)), *images(*range(100, 130))], drift_images=20)
-    assert "Of 20 new images" in new.text
+    assert "Looked at: 20 new images of classes among those of the champion." in new.text
     tags = bench.tags()
-    assert 0 <= float(tags["rankone.drift_far"]) <= 1
+    assert 0 <= float(tags["rankone.drift_share"]) <= 1
     assert tags["rankone.drift_images"] == "20"
     skipped = bench.detect(images(*range(40)), drift_images=50)
     assert "Not looked at: nothing is trained" in skipped.text

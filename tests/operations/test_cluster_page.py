@@ -58,6 +58,8 @@ def test_every_command_of_the_page_for_rankone_does_what_it_says(
             monkeypatch.setenv(name, stub.address if name == "RANKONE_KFP_HOST" else value)
         elif words[0].endswith("/rankone"):
             quick = ["--every", "0.05"] if "--wait" in words else []
+            if words[1] == "logs":
+                stub.looks = dict.fromkeys(stub.looks, STEPS.index("pretrain"))  # the next look finds it at work
             done = rankone(*words[1:], *quick)
             ran.append(words[1])
             if words[1] == "doctor":

@@ -133,6 +133,14 @@ def test_what_would_not_run_as_it_is_meant_is_refused(written, changed, message)
 
 
 @pytest.mark.parametrize(
+    ("seconds", "text"), [(60, "1m"), (90 * 60, "90m"), (6 * 3_600, "6h"), (7 * 86_400, "7d"), (86_401, "86401s")]
+)
+def test_an_interval_is_told_in_its_largest_unit(seconds: int, text: str) -> None:
+    assert schedules.interval_text(seconds) == text
+    assert schedules.interval_of(text) == seconds
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "has no list of schedules"),

@@ -103,6 +103,13 @@ def test_the_outcomes_are_those_of_the_gate() -> None:
     assert {status.PROMOTED, status.WAITING, status.REJECTED, status.SKIPPED} == set(Outcome)
 
 
+def test_what_is_read_of_detect_changes_is_what_it_writes() -> None:
+    from components.detect_changes.step import described
+    from retrieval.changes import Plan
+
+    assert described(Plan(True, "nothing has changed", 3), None, None)["same_as_version"] == 3
+
+
 def test_a_run_that_still_works_is_no_failure() -> None:
     failed = run(status="FAILED")
     assert last_failure([]) is None
