@@ -101,6 +101,7 @@ def run_here(name: str, values: Mapping[str, Any], runner: Runner = Runner.PROCE
             "Mend the cause and run the same command again: it resumes at this step."
         )
         return FAILED
+    keep_page(Path(display.results["detect_changes"].artifacts["changes"].path), folder / "changes.html")
     keep_page(Path(display.results["promote"].artifacts["verdict_page"].path), folder / "verdict.html")
     if (reason := skipped(display.results)) is not None:
         display.console.print(

@@ -17,7 +17,7 @@ from retrieval.promotion import History
 from retrieval.registry import ModelVersion
 from retrieval.tracking import PIPELINE_RUN
 
-TAG = "rankone.made_from"  # of a version
+TAG = "rankone.made_from"  # of a version; what else made it, afterwards, stands in tags that begin so
 TRAINED_AT = "rankone.trained_at"  # of a version: when, in UTC; later than it was registered where it came out again
 UNDECIDED = (NOT_MOVED, Rule.OTHER_EVALUATION, Rule.NOT_SCORED)  # rules of rejections that judged no model
 SECONDS_A_DAY = 86_400
@@ -53,6 +53,23 @@ class MadeFrom:
     def differs_from(self, other: "MadeFrom") -> list[str]:
         """Which of the three differ."""
         return [field.name for field in fields(self) if getattr(self, field.name) != getattr(other, field.name)]
+
+
+def origins(version: ModelVersion) -> list[MadeFrom]:
+    """All that a version was made from: by the run that registered it, and by others whose model came out the same."""
+    texts = [text for name, text in sorted(version.tags.items()) if name == TAG or name.startswith(f"{TAG}.")]
+    return [found for text in texts if (found := MadeFrom.parse(text))]
+
+
+def origin_tag(made_from: str, present: Mapping[str, str]) -> dict[str, str]:
+    """The tag that records on a version with these tags what it was made from as well.
+
+    None is overwritten: a version that came out of two sets of parameters, say because the gate is asked for more, is
+    no news to a run with either.
+    """
+    if not made_from or made_from in (text for name, text in present.items() if name.startswith(TAG)):
+        return {}
+    return {f"{TAG}.{digest_of(made_from)[:12]}" if TAG in present else TAG: made_from}
 
 
 @dataclass(frozen=True)
@@ -127,7 +144,7 @@ def plan_of(
     """
     ranked = sorted(versions, key=lambda version: (version == champion, version.version), reverse=True)
     others = [each for each in ranked if not pipeline_run or each.tags.get(PIPELINE_RUN) != pipeline_run]
-    equal = [each for each in others if MadeFrom.parse(each.tags.get(TAG, "")) == made_from]
+    equal = [each for each in others if made_from in origins(each)]
     same = next((each for each in equal if standing(each, champion, history)), None)
     if same is None:
         return Plan(False, _news(made_from, champion, equal))
@@ -189,9 +206,9 @@ def _was_champion(version: int, entries: Sequence[Entry]) -> str:
 def _news(made_from: MadeFrom, champion: ModelVersion | None, equal: Sequence[ModelVersion]) -> str:
     if champion is None:
         news = "there is no champion yet"
-    elif (before := MadeFrom.parse(champion.tags.get(TAG, ""))) is None:
+    elif not (before := origins(champion)):
         news = f"what the champion, version {champion.version}, was made from is not recorded"
-    elif differing := made_from.differs_from(before):
+    elif differing := min(map(made_from.differs_from, before), key=len):
         listed = " and ".join(filter(None, [", ".join(differing[:-1]), differing[-1]]))
         differ = "differs from that" if differing == ["code"] else "differ from those"
         news = f"{listed} {differ} of the champion, version {champion.version}"

@@ -26,7 +26,7 @@ from retrieval.object_store import Address
 from retrieval.pictures import load_pictures
 from retrieval.publication import publish
 from retrieval.registry import ModelVersion
-from retrieval.retraining import TAG, TRAINED_AT
+from retrieval.retraining import TAG, TRAINED_AT, origin_tag
 from retrieval.tracking import PIPELINE_RUN, StepRun, code_version, pipeline_run, step_run
 from retrieval.verdict_page import commands_for, render_message, render_verdict, sections_of, side_of
 
@@ -69,14 +69,17 @@ def promote(
         verdict = decide(evidence_of(answers, measured), champion_evidence(champion, theirs), asked(params))
         verdict = held_back(params, verdict)
         judged = interval(measured) | judgement(verdict)
-        origin, now = {TAG: made_from} if made_from else {}, {TRAINED_AT: utc_now()}
-        tags = lineage(measured) | origin | now | registry.lineage(pipeline_run(), run.run_id) | judged
+        now = {TRAINED_AT: utc_now()}
+        tags = (
+            lineage(measured) | origin_tag(made_from, {}) | now | registry.lineage(pipeline_run(), run.run_id) | judged
+        )
         card = model_card(name, tuned_model, model, measured, tags)
         version = registry.register(tuned_model, name, model.digest, tags, run.run_id, measured.versions, card)
         record_answers(version, answers)
         if (evaluation / PICTURES).is_file():
             record_pictures(version, answers.evaluation_digest, evaluation / PICTURES)
-        registry.tag_version(name, version.version, changed(judged | origin, version.tags))
+        told = changed(judged, version.tags) | origin_tag(made_from, version.tags)
+        registry.tag_version(name, version.version, told)
         for file in (IMAGES, REFERENCE):
             if (evaluation / file).is_file():
                 registry.keep_file(version, evaluation / file, f"data/{file}")

@@ -26,7 +26,7 @@ from retrieval.pictures import encoded, uri_of
 from retrieval.promotion import approve, history, rollback
 from retrieval.publication import fetch
 from retrieval.registry import champion
-from retrieval.retraining import TAG, TRAINED_AT, MadeFrom
+from retrieval.retraining import TAG, TRAINED_AT, MadeFrom, origins
 from retrieval.tracking import PIPELINE_RUN, client, step_run
 
 pytestmark = pytest.mark.usefixtures("mlflow_home")
@@ -274,7 +274,10 @@ def test_a_version_carries_what_it_was_made_from_and_when_it_was_last_trained(
     at("2026-02-01T00:00:00Z")
     bench.promote("one", 0.95, made_from=MADE_FROM.text())
     assert bench.tags(1)[TRAINED_AT] == "2026-01-01T00:00:00Z", "it may have come from a cache"
-    bench.promote("one", 0.95, plan=f"{AGAIN}version 1", made_from=MADE_FROM.text())
+    other = dataclasses.replace(MADE_FROM, parameters="q" * 64)
+    bench.promote("one", 0.95, plan=f"{AGAIN}version 1", made_from=other.text())
+    (again,) = registry.versions_of(bench.name)
+    assert origins(again) == [MADE_FROM, other]
     assert bench.tags(1)[TRAINED_AT] == "2026-02-01T00:00:00Z"
 
 

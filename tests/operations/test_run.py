@@ -162,23 +162,68 @@ def test_an_equal_run_takes_every_step_from_the_cache(
     assert aliases == {"champion": 1}
 
 
-def test_an_unchanged_run_is_skipped_unless_it_is_forced(
+def pipeline_tags(home: Path) -> dict[str, str]:
+    """Tags of the latest run of the pipeline, which MLflow may still be writing when the command has ended."""
+    query = """SELECT key, value FROM tags WHERE run_uuid = (
+        SELECT run_uuid FROM runs JOIN tags USING (run_uuid) WHERE key = 'rankone.kind' AND value = 'pipeline'
+        ORDER BY start_time DESC LIMIT 1)"""
+    with contextlib.closing(sqlite3.connect(home / "mlflow.db")) as database:
+        return dict(database.execute(query))
+
+
+def test_an_unchanged_run_is_skipped_and_one_with_another_parameter_is_not(
     pipeline: Pipeline, first: subprocess.CompletedProcess[str]
 ) -> None:
+    before = registry(pipeline.home)
     done = pipeline.run(skip_unchanged="true")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Skipped (unchanged): data, parameters and code are those of version 1, the champion." in done.stdout
+    assert ran(done.stdout) == STEPS[1:]
     steps = json.loads((pipeline.latest() / "result.json").read_text())["steps"]
-    assert steps["promote"]["artifacts"]["decision"]["metadata"]["outcome"] == "skipped"
-    assert all(steps[step]["artifacts"] and step not in from_cache(done.stdout) for step in STEPS[1:])
-    assert (
-        "Skipped: " in (pipeline.latest() / "verdict.html").read_text()
-        or "unchanged" in (pipeline.latest() / "verdict.html").read_text()
-    )
+    decision = steps["promote"]["artifacts"]["decision"]["metadata"]
+    assert (decision["outcome"], decision["rule"]) == ("skipped", "unchanged")
+    for step in STEPS[2:-1]:
+        for artifact in steps[step]["artifacts"].values():
+            assert artifact["metadata"]["skipped"].startswith("data, parameters and code")
+            assert artifact["metadata"]["step_seconds"] < 1, "nothing was done"
+    assert "Nothing to train on" in (pipeline.latest() / "changes.html").read_text()
+    assert "Skipped (unchanged)" in (pipeline.latest() / "verdict.html").read_text()
+    assert registry(pipeline.home) == before
+    tags = pipeline_tags(pipeline.home)
+    assert (tags["rankone.outcome"], tags["rankone.rule"]) == ("skipped", "unchanged")
+    other = pipeline.run(skip_unchanged="true", minimum_gain="0.01")
+    assert other.returncode == 0, other.stdout + other.stderr
+    assert "To train: parameters differ from those of the champion, version 1." in other.stdout
+    assert ran(other.stdout) == ["detect_changes", "evaluate", "promote"], "it asks for another gate, not for training"
+
+
+def test_a_forced_run_trains_once_and_is_then_as_new(
+    pipeline: Pipeline, first: subprocess.CompletedProcess[str]
+) -> None:
     forced = pipeline.run(skip_unchanged="true", force="true")
     assert forced.returncode == 0, forced.stdout + forced.stderr
     assert "force asks for training all the same" in forced.stdout
-    assert set(registry(pipeline.home)[0]) == {1}
+    assert from_cache(forced.stdout) == STEPS[:1], "what was asked for again is no cache's answer"
+    assert set(registry(pipeline.home)[0]) == {1}, "the same seed gives the same model"
+    aged = pipeline.run(skip_unchanged="true", maximum_age_days="0.04")  # an hour
+    assert "Skipped (unchanged)" in aged.stdout, aged.stdout
+
+
+def test_images_elsewhere_are_the_same_and_one_that_changed_is_counted(
+    pipeline: Pipeline, first: subprocess.CompletedProcess[str], changed: Path
+) -> None:
+    moved = pipeline.run(skip_unchanged="true", location=str(changed))
+    assert "Skipped (unchanged)" in moved.stdout, moved.stdout
+    picture = changed / "0" / "000.png"
+    Image.open(picture).transpose(Image.Transpose.ROTATE_90).save(picture)
+    failing = pipeline.run(skip_unchanged="true", location=str(changed), weights="/nowhere")
+    assert "To train: data and parameters differ from those of the champion, version 1." in failing.stdout
+    assert ran(failing.stdout) == STEPS[:3]
+    found = json.loads((pipeline.latest() / "result.json").read_text())["steps"]["detect_changes"]
+    changes = found["artifacts"]["changes"]
+    counted = {name: changes["metadata"][f"images_{name}"] for name in ("new", "changed", "removed", "moved")}
+    assert counted == {"new": 0, "changed": 1, "removed": 0, "moved": 0}
+    assert "champion, rankone version 1: 1 changed." in Path(changes["uri"]).read_text()
 
 
 def test_a_model_below_the_floor_is_registered_and_not_promoted(

@@ -9,7 +9,18 @@ from retrieval.gate import NOT_MOVED
 from retrieval.ledger import ADOPT, PROMOTE, PROPOSE, ROLLBACK, Entry
 from retrieval.promotion import History
 from retrieval.registry import ModelVersion
-from retrieval.retraining import SECONDS_A_DAY, TAG, TRAINED_AT, MadeFrom, Plan, parameters_digest, plan_of, trained_at
+from retrieval.retraining import (
+    SECONDS_A_DAY,
+    TAG,
+    TRAINED_AT,
+    MadeFrom,
+    Plan,
+    origin_tag,
+    origins,
+    parameters_digest,
+    plan_of,
+    trained_at,
+)
 from retrieval.tracking import PIPELINE_RUN
 
 ORIGIN, NOW = MadeFrom("d", "p", "c"), time.time()
@@ -174,6 +185,28 @@ def test_an_earlier_attempt_of_the_run_itself_counts_for_nothing() -> None:
     assert (plan.skip, plan.version) == (False, None)
     assert plan.reason == "this run made the champion, version 1, in an earlier attempt"
     assert planned([mine], mine, moves((PROMOTE, 1)), pipeline_run="run 8").skip
+
+
+def test_a_version_that_came_out_of_two_origins_is_no_news_to_either() -> None:
+    champion, history = version(1), moves((PROMOTE, 1))
+    other = dataclasses.replace(ORIGIN, parameters="other")
+    champion.tags.update(origin_tag(other.text(), champion.tags))
+    assert origins(champion) == [ORIGIN, other]
+    for made_from in (ORIGIN, other):
+        assert plan_of(made_from, [champion], champion, history, NOW).skip
+        assert origin_tag(made_from.text(), champion.tags) == {}
+    third = dataclasses.replace(other, code="third")
+    assert plan_of(third, [champion], champion, history, NOW).reason.startswith(
+        "code differs from that of the champion"
+    )
+
+
+def test_what_a_version_is_made_from_is_recorded_once_and_never_overwritten() -> None:
+    assert origin_tag("", {}) == {}
+    assert origin_tag(ORIGIN.text(), {}) == {TAG: ORIGIN.text()}
+    (name,) = origin_tag(OLD.text(), {TAG: ORIGIN.text()})
+    assert name.startswith(f"{TAG}.")
+    assert origins(version(1, None)) == []
 
 
 def test_without_a_champion_or_a_record_it_trains() -> None:
