@@ -1,4 +1,4 @@
-# promote, and an MLflow server: no PyTorch.
+# promote, announce, and an MLflow server: no PyTorch.
 ARG BASE_IMAGE=python:3.11-slim
 
 FROM ${BASE_IMAGE} AS installer
