@@ -400,7 +400,7 @@ def test_on_a_server_the_page_links_to_the_champion_without_its_password(
 ) -> None:
     bench.promote("one", 0.95)
     given = "http://user:secret@mlflow.example/"
-    monkeypatch.setattr(registry, "_server", functools.partial(with_server, given, registry._server))
+    monkeypatch.setattr(registry, "server_address", functools.partial(with_server, given, registry.server_address))
     bench.promote("two", 0.97)
     page = (bench.folder / "2" / "verdict_page").read_text()
     assert f'href="http://mlflow.example/#/models/{bench.name}/versions/1"' in page

@@ -105,7 +105,7 @@ def test_the_outcomes_are_those_of_the_gate() -> None:
 
 def test_what_is_read_of_detect_changes_is_what_it_writes() -> None:
     from components.detect_changes.step import described
-    from retrieval.changes import Plan
+    from retrieval.retraining import Plan
 
     assert described(Plan(True, "nothing has changed", 3), None, None)["same_as_version"] == 3
 
