@@ -167,14 +167,15 @@ def test_without_pairs_in_validation_nothing_is_adjusted_and_it_is_said(
     assert "no two validation images share a class" in capsys.readouterr().out
 
 
-def test_the_pictures_are_part_of_the_artifact_and_of_the_run(tmp_path: Path) -> None:
+def test_the_pictures_are_part_of_the_artifact_and_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "pictures")  # which has this run alone
     _, clusters = run(tmp_path, features_of(), co_clusters=4)
     for name in ("block_matrix.png", "cluster_sheet.png"):
         assert name in clusters.manifest.files
         with Image.open(tmp_path / "clusters" / name) as picture:
             assert min(picture.size) > 100
             assert len(np.unique(np.asarray(picture.convert("L")))) > 3
-    tracked = client().search_runs([client().get_experiment_by_name("rankone").experiment_id], max_results=1)[0]
+    tracked = client().search_runs([client().get_experiment_by_name("pictures").experiment_id])[0]
     listed = {file.path for file in client().list_artifacts(tracked.info.run_id, "clusters")}
     assert listed == {"clusters/block_matrix.png", "clusters/cluster_sheet.png"}
 
