@@ -37,6 +37,7 @@ def changes_page(plan: Plan, versus: str, found: Differences | None, drifted: Dr
         plan=plan,
         versus=versus,
         found=found,
+        classes=sorted(found.by_class.items(), key=lambda row: (-sum(row[1]), row[0])) if found else [],
         sentence=sentence(found) if found else "",
         drift=drifted,
         without_drift=without_drift,

@@ -255,6 +255,7 @@ def test_new_changed_and_removed_images_and_classes_are_counted_and_shown(bench:
     assert (tags["rankone.classes_new"], tags["rankone.classes_removed"]) == ("1", "0")
     assert "New classes: &lt;b&gt;whale&lt;/b&gt; (2)" in found.text
     assert "<b>whale" not in found.page
+    assert "&lt;b&gt;whale&lt;/b&gt; 1 1 0 boot 0 1 0" in found.text, "the class that changed most goes first"
     fewer = bench.detect([row for row in TEN if row[0] == "boot"])
     assert "Removed classes: fish (5)" in fewer.text
     assert bench.tags()["rankone.images_removed"] == "5"
