@@ -40,6 +40,7 @@ STEPS = [
     "finetune_softmax",
     "evaluate",
     "promote",
+    "announce",
 ]
 IMAGES = sorted(steps_of_images())
 MODEL = "bucket"  # in the registry
