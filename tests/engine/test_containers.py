@@ -160,6 +160,7 @@ def test_each_step_ran_in_its_locked_image(deployed: Deployment, lock: dict[str,
     named = {executor["container"]["image"] for executor in executors}
     assert named == {image.reference for image in lock.values()}
     content = {step: lock[image].content for image, steps in steps_of_images().items() for step in steps}
+    del content["announce"]  # which reads runs and leaves none
     assert {
         run.data.tags["rankone.step"]: run.data.tags["rankone.code_version"] for run in step_runs(deployed)
     } == content
