@@ -111,7 +111,7 @@ def finish(command: Command) -> Ended:
     """Wait for a command; the decision is that of the folder that it made."""
     said, _ = command.process.communicate()
     seconds = time.monotonic() - command.started
-    made = [path for path in results() if path.parent not in command.before and path.parent.name in said]
+    made = [path for path in results() if path.parent not in command.before and f"Run {path.parent.name}:" in said]
     decision: dict[str, Any] = {}
     if made:
         steps = json.loads(made[0].read_text())["steps"]
