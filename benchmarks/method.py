@@ -253,7 +253,7 @@ def prepared(options: argparse.Namespace, scratch: Path) -> Path:
     """The set's dataset, made by the step itself, with a home of its own."""
     knobs = SETS[options.set] | {"location": options.location, "max_images_per_class": str(options.images_per_class)}
     outputs = {"dataset": str(scratch / "dataset"), "data_report": str(scratch / "report.html")}
-    command = [sys.executable, "-m", "components.prepare_data.step"]
+    command = [sys.executable, "-m", "components", "prepare_data"]
     command += [f"--{name}={value}" for name, value in (knobs | outputs).items()]
     environment = os.environ | {"RANKONE_HOME": str(scratch / "home")}
     subprocess.run(command, check=True, env=environment, stdout=sys.stderr)

@@ -187,7 +187,7 @@ def promoting(command: Command, before: set[int]) -> int | None:
     """The process of a run's promote once it has judged and registered, and before it moves the alias."""
     if command.process.poll() is not None:
         raise SystemExit(f"The run ended before it promoted:\n{command.process.communicate()[0][-4000:]}")
-    step = next((pid for pid in children(command.process.pid) if "components.promote.step" in command_of(pid)), None)
+    step = next((pid for pid in children(command.process.pid) if "-m components promote " in command_of(pid)), None)
     return step if step and versions() - before else None
 
 

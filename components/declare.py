@@ -23,7 +23,7 @@ def container_component(
         @container_component(image="training", params=Params)
         def pretrain(dataset: Input[Dataset], backbone: Output[Model], plan: str): ...
 
-    The component runs `python -m components.pretrain.step` with one `--name=value` for every artifact path, text and
+    The component runs `python -m components pretrain` with one `--name=value` for every artifact path, text and
     knob.
 
     Args:
@@ -47,7 +47,7 @@ def container_component(
             options += [f"--{PARAMETER}{knob.name}={given[knob.name]}" for knob in further]
             options += [f"--pipeline-run={dsl.PIPELINE_JOB_ID_PLACEHOLDER}"]
             options += [f"--pipeline-task={dsl.PIPELINE_TASK_NAME_PLACEHOLDER}", "--executor-input", "{{$}}"]
-            command = ["python", "-m", f"components.{declaration.__name__}.step"]
+            command = ["python", "-m", "components", declaration.__name__]
             return dsl.ContainerSpec(image=image, command=command, args=options)
 
         described = _disguise(container, declaration, [*passed, *knobs, *further], texts)

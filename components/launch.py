@@ -39,7 +39,7 @@ SKIPPED_PAGE = """<!doctype html>
 def launch(
     step: Callable[..., Outputs], params_type: type, every_rank: bool = False, arguments: list[str] | None = None
 ) -> None:
-    """Run a step as a program: `python -m components.<step>.step --dataset=PATH --epochs=3 ...`.
+    """Run a step as a program: `python -m components STEP --dataset=PATH --epochs=3 ...`.
 
     The step's signature names its artifacts: `InputPath` and `OutputPath` arguments are paths on the command line,
     `InputText` and `OutputText` ones texts that steps hand on; `PipelineParameters` is given all `--run.name=value`.

@@ -17,10 +17,15 @@ REQUIREMENTS = ROOT / "requirements" / "rankone.txt"
 def step_version(step: str) -> str:
     """Twelve hexadecimal digits that change with a step's code, a module that it imports, or a pinned package."""
     digest = hashlib.sha256(platform.python_version().encode())
-    for path in [*sorted(reachable_files(f"components.{step}.step")), REQUIREMENTS]:
+    for path in [*sorted(step_files(step)), REQUIREMENTS]:
         digest.update(str(path.relative_to(ROOT)).encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
+
+
+def step_files(step: str) -> set[Path]:
+    """The files of our own that a step runs by: what it imports, and the program that starts it."""
+    return reachable_files("components.__main__") | reachable_files(f"components.{step}.step")
 
 
 def reachable_files(module: str) -> set[Path]:

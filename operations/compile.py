@@ -109,7 +109,7 @@ def _pin(text: str, images: Mapping[str, str] | None) -> str:
     pinned: dict[str, dict[str, Any]] = {}
     for executor in specification["deploymentSpec"]["executors"].values():
         container = executor["container"]
-        step, image = container["command"][-1].split(".")[1], container["image"]  # python -m components.<step>.step
+        step, image = container["command"][-1], container["image"]  # python -m components STEP
         if images is not None and image not in images:
             raise ValueError(f"{step} runs in {image}, which is not among the images: {', '.join(sorted(images))}.")
         container["image"] = images[image] if images is not None else f"{image}:{step_version(step)}"

@@ -130,7 +130,7 @@ def content_files(name: str) -> list[Path]:
     recipe = dockerfile(name)
     files = {recipe, *(root / "requirements" / file for file in copied_requirements(recipe.read_text()))}
     for step in steps[name]:
-        files |= code_version.reachable_files(f"components.{step}.step")
+        files |= code_version.step_files(step)
     if name == WHOLE_LIBRARY:
         files |= {path for path in (root / "retrieval").iterdir() if path.is_file()}
     return sorted(files | set(_packages(files)))

@@ -112,7 +112,7 @@ class StepTask:
         **_: Any,
     ) -> None:
         self._observer, self._command, self._environment, self._image = observer, full_command, env_vars or {}, image
-        self._step = full_command[full_command.index("-m") + 1].split(".")[1]
+        self._step = full_command[full_command.index("-m") + 2]  # python -m components STEP
 
     def run(self) -> status.Status:
         """Run to the end; FAILURE when the program failed or an output is missing."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from operations import image_lock
-from operations.code_version import reachable_files
+from operations.code_version import step_files
 
 ROOT = Path(__file__).parents[1]
 IMAGES = image_lock.steps_of_images()
@@ -36,7 +36,7 @@ def imported(image: str) -> set[str]:
     """Top-level packages of others that the code of an image imports."""
     names = set[str]()
     for step in IMAGES[image]:
-        for path in reachable_files(f"components.{step}.step"):
+        for path in step_files(step):
             if path.suffix == ".py":
                 for node in ast.walk(ast.parse(path.read_text())):
                     if isinstance(node, ast.Import):

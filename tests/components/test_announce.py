@@ -30,7 +30,7 @@ def program(folder: Path, status: dict, **environment: str) -> subprocess.Comple
     """The step as KFP runs it, with what KFP says of how the others ended."""
     asked = {"inputs": {"parameterValues": {"status": status, "webhook_format": "generic"}}}
     asked["outputs"] = {"outputFile": str(folder / "announce" / "executor_output.json")}
-    command = [sys.executable, "-m", "components.announce.step", "--webhook_format=generic"]
+    command = [sys.executable, "-m", "components", "announce", "--webhook_format=generic"]
     command += ["--pipeline-run=ignored", "--executor-input", json.dumps(asked)]
     return subprocess.run(
         command, capture_output=True, text=True, env=os.environ | environment, check=False, timeout=60

@@ -41,7 +41,7 @@ def test_a_component_has_the_artifacts_and_every_knob_once() -> None:
 def test_the_command_line_is_that_of_the_step() -> None:
     container = learn.component_spec.implementation.container
     assert container.image == "an-image"
-    assert container.command == ["python", "-m", "components.learn.step"]
+    assert container.command == ["python", "-m", "components", "learn"]
     assert container.args[:4] == [
         "--dataset={{$.inputs.artifacts['dataset'].path}}",
         "--model={{$.outputs.artifacts['model'].path}}",

@@ -324,7 +324,7 @@ def test_knobs_that_cannot_be(knobs, message):
 def test_the_command_line(tmp_path, mlflow_home):
     """The program itself, tracked in the embedded store, with processes that decode."""
     lay_sound(tmp_path / "in", "abc", per_class=4)
-    command = [sys.executable, "-m", "components.prepare_data.step", "--source=folder", f"--location={tmp_path / 'in'}"]
+    command = [sys.executable, "-m", "components", "prepare_data", "--source=folder", f"--location={tmp_path / 'in'}"]
     command += [f"--dataset={tmp_path / 'd'}", f"--data_report={tmp_path / 'r.html'}", "--image_size=16", "--workers=2"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr

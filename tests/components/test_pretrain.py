@@ -172,7 +172,7 @@ def test_two_processes_train_one_network_and_the_first_one_writes(data: Dataset,
     knobs = [f"--{name}={value}" for name, value in (SMALL | places | {"pretrain_epochs": 1}).items()]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, "components.pretrain.step", *knobs],
+        [*command, "components", "pretrain", *knobs],
         cwd=ROOT,
         env=environment,
         capture_output=True,

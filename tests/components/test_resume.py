@@ -69,7 +69,7 @@ def kill_when_kept(step: str, inputs: dict[str, Path], outputs: Path, checkpoint
     paths = [*(f"--{name}={inputs[name]}" for name in taken), *(f"--{name}={outputs / name}" for name in given)]
     knobs = [f"--{name}={text_of(value)}" for name, value in SMALL[step].items()]
     keeps = [f"--checkpoints={checkpoints}", f"--checkpoint_seconds={OFTEN}"]
-    command = [sys.executable, "-m", f"components.{step}.step", *paths, *knobs, *keeps]
+    command = [sys.executable, "-m", "components", step, *paths, *knobs, *keeps]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not kept.exists():
         time.sleep(0.005)  # leaves the processor to the step

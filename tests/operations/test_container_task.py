@@ -29,7 +29,7 @@ class Ear:
 
 
 def settings(containers: Containers, scratch: Path, artifacts: Path = Path("/home/artifacts")) -> dict[str, Any]:
-    command = ["python", "-m", "components.learn.step"]
+    command = ["python", "-m", "components", "learn"]
     task = ContainerTask(
         Ear(), containers, "an-image", str(artifacts), full_command=command, env_vars={"SEEN": "1"}, runner=None
     )
@@ -90,7 +90,7 @@ def test_the_environment_is_passed_by_name() -> None:
 def test_the_address_of_the_receiver_is_given_to_the_step_that_posts_alone(tmp_path: Path) -> None:
     containers = Containers("run", environment={"RANKONE_WEBHOOK_URL": "https://a/token", "AWS_REGION": "here"})
     assert settings(containers, tmp_path)["environment"] == {"SEEN": "1", "AWS_REGION": "here"}
-    command = ["python", "-m", "components.announce.step"]
+    command = ["python", "-m", "components", "announce"]
     task = ContainerTask(Ear(), containers, "an-image", str(tmp_path), full_command=command, env_vars={}, runner=None)
     assert task._settings(tmp_path)["environment"]["RANKONE_WEBHOOK_URL"] == "https://a/token"
 

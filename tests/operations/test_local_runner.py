@@ -27,10 +27,10 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
 
 
 def task(program: str, asked: dict, tmp_path: Path, ear: Ear) -> ProcessTask:
-    package = tmp_path / "components" / "learn"
-    package.mkdir(parents=True)
-    (package / "step.py").write_text(program)
-    command = ["python", "-m", "components.learn.step", "--executor-input", json.dumps(asked)]
+    package = tmp_path / "components"
+    package.mkdir()
+    (package / "__main__.py").write_text(program)
+    command = ["python", "-m", "components", "learn", "--executor-input", json.dumps(asked)]
     return ProcessTask(ear, full_command=command, env_vars={}, image="an-image:c0de")
 
 
