@@ -6,7 +6,7 @@ from components.knobs import check_choices, check_least
 
 SOURCES = ("digits", "cifar100", "folder", "parquet", "s3")
 SPLITS = ("own", "closed", "disjoint")
-RESIZES = ("crop", "stretch")
+RESIZES = ("crop", "stretch", "drawing")
 CLASS_ORDERS = ("drawn", "listed")
 DISJOINT_BY = ("class", "group")
 
@@ -26,7 +26,8 @@ class Params:
             last test.
         disjoint_by: what is held out whole: a class, or a group: the first folder of nested classes (alphabet/letter).
         image_size: height and width of the stored images, in pixels.
-        resize: crop (short side to size, then the centre) or stretch (both sides to size).
+        resize: crop (short side to size, then the centre), stretch (both sides to size) or drawing (what differs from
+            an even ground comes to the middle and nearer to one size: for characters and sketches).
         download: whether cifar100 may be downloaded when it is not there.
         cifar100_labels: fine (100 classes) or coarse (20).
         parquet_image_column: column with the bytes of images, or a struct with a field bytes.

@@ -7,6 +7,8 @@ import zlib
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from retrieval.images import RESIZES, Limits, Picture, RefusedImageError, bounded, decode, from_array
@@ -249,6 +251,48 @@ def test_crop_keeps_the_middle_and_stretch_keeps_all():
     assert stretched[5, 9].tolist() == [0, 0, 255]
 
 
+def on_paper(height, width, ground, ink, top, left, tall, broad):
+    pixels = np.full((height, width, 3), ground, np.uint8)
+    pixels[top : top + tall, left : left + broad] = ink
+    return from_array(pixels, LIMITS)
+
+
+def extent(pixels, ground):
+    """The first and the last row and column that are rather ink than ground."""
+    apart = np.abs(pixels.astype(int) - ground).max(2)
+    rows, columns = (np.flatnonzero((apart > apart.max() / 2).any(axis)) for axis in (1, 0))
+    return rows[0], rows[-1], columns[0], columns[-1]
+
+
+@given(
+    place=st.tuples(st.integers(0, 60), st.integers(0, 40)),
+    ink_first=st.booleans(),
+    side=st.integers(16, 40),
+)
+def test_a_drawing_comes_to_the_middle_wherever_it_was(place, ink_first, side):
+    ground, ink = ((250, 240, 230), (10, 0, 60)) if ink_first else ((0, 0, 0), (255, 255, 255))
+    picture = on_paper(100, 80, ground, ink, *place, side, side)
+    found = picture.fitted(64, "drawing")
+    top, bottom, left, right = extent(found, ground)
+    assert abs(top - (63 - bottom)) <= 1
+    assert abs(left - (63 - right)) <= 1
+    kept = (1.15 * side * 100) ** 0.5
+    assert abs((bottom - top + 1) - 64 * side / kept) <= 2
+    assert np.array_equal(found[0, 0], ground)
+
+
+def test_a_drawing_of_the_stores_size_is_framed_too():
+    picture = on_paper(64, 64, (255,) * 3, (0,) * 3, 2, 2, 20, 10)
+    assert np.array_equal(picture.fitted(64, "drawing"), np.asarray(RESIZES["drawing"](picture.rgb, 64)))
+    assert not np.array_equal(picture.fitted(64, "drawing"), picture.pixels)
+
+
+def test_a_picture_without_a_drawing_is_cropped():
+    pixels = np.random.default_rng(0).integers(100, 110, (30, 40, 3), dtype=np.uint8)
+    picture = from_array(pixels, LIMITS)
+    assert np.array_equal(picture.fitted(20, "drawing"), picture.fitted(20, "crop"))
+
+
 def test_arrays_become_pictures():
     assert from_array(np.full((8, 8), 7, np.uint8), LIMITS).rgb.getpixel((0, 0)) == (7, 7, 7)
     with pytest.raises(RefusedImageError):
@@ -274,7 +318,7 @@ def test_damage_anywhere_is_a_picture_or_a_refusal(kind):
             assert read(bytes(damaged)).rgb.mode == "RGB"
 
 
-@pytest.mark.parametrize("resize", RESIZES)
+@pytest.mark.parametrize("resize", ["crop", "stretch"])
 def test_a_picture_is_fitted_as_pillow_resizes_it_and_left_alone_when_it_fits(resize):
     pixels = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
     square, wide = from_array(pixels, LIMITS), from_array(np.concatenate([pixels, pixels], 1), LIMITS)
