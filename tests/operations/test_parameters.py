@@ -46,7 +46,7 @@ def test_every_recipe_is_valid(name: str) -> None:
 
 def test_an_unknown_recipe_lists_the_choices() -> None:
     with pytest.raises(
-        ValueError, match="Unknown recipe 'digit'; choose one of: cifar100, digits, folder, imagenet200"
+        ValueError, match="Unknown recipe 'digit'; choose one of: cifar100, digits, folder, imagenet200, omniglot"
     ):
         load_recipe("digit")
 
