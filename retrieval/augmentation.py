@@ -25,7 +25,7 @@ BLEND = 0.9  # brightness, contrast, saturation and sharpness are 1 - BLEND to 1
 POSTERIZED_BITS = (4, 7)  # kept of each colour's 8
 GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL and torchvision weigh R, G and B
 HIDDEN_SHARE = 0.6  # most of an image that `hide_parts` takes away,
-HIDDEN_CHANCE = 0.25  # and from how many of them
+HIDDEN_CHANCE = 0.125  # and from how many of them
 MIRRORED_SHARE = 0.8  # of the correct answers that must survive mirroring
 IMAGES_TO_JUDGE = 10_000
 

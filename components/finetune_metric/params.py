@@ -63,7 +63,7 @@ class Params:
         quarter_turns: whether an image turned by 90, 180 and 270 degrees is one of further classes for the loss: auto
             (where classes have few images that must not be mirrored, as characters), true or false. An epoch of the
             loss is then four times as long.
-        robust: none, or missing: embeddings are to withstand missing parts, so up to 60 % of every fourth training
+        robust: none, or missing: embeddings are to withstand missing parts, so up to 60 % of every eighth training
             image is hidden.
         labels: given, or none: the images' clusters are the classes to train by, and after each round the images are
             assigned anew. Give pretrain, co_cluster and finetune_softmax the same.

@@ -29,7 +29,7 @@ class Params:
             are drawn to the centres of the training classes after half-whitening, from 0 (whitened only) to 1.
         batch_size: images at once.
         augment: auto (decided from the images), or the name of an augmentation.
-        robust: none, or missing: embeddings are to withstand missing parts, so up to 60 % of every fourth training
+        robust: none, or missing: embeddings are to withstand missing parts, so up to 60 % of every eighth training
             image is hidden.
         labels: given, or none: the model goes on as it came.
         compile: run the network through torch.compile.
