@@ -66,7 +66,7 @@ SETS: dict[str, dict[str, str]] = {  # the knobs of prepare_data, as `rankone ru
     },
     "omniglot": {
         "source": "folder", "split": "disjoint", "class_order": "listed", "disjoint_by": "group",
-        "test_fraction": "0.2", "image_size": "28",
+        "test_fraction": "0.2", "image_size": "56", "resize": "drawing",
     },
 }  # fmt: skip
 FROZEN_SIZE = 128  # pixels that the frozen classifiers see
