@@ -311,7 +311,7 @@ def test_what_is_compiled_for_a_cluster_runs_here_as_well(tmp_path: Path, monkey
 
     monkeypatch.setattr(ProcessTask, "_run_program", work)
     assert run_compiled(path, {"accelerator_count": "2"}, tmp_path / "artifacts", tmp_path / "cache", Silent())
-    assert sorted(command[2].split(".")[1] for command in commands) == step_names()
+    assert sorted(command[3] for command in commands) == step_names()
     options = {option.partition("=")[0] for command in commands for option in command if option[:2] == "--"}
     assert not {name for name in options if "accelerat" in name or "node_selector" in name}, "no step is told of them"
 

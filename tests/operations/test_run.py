@@ -322,7 +322,7 @@ def running_processes(home: Path) -> list[int]:
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             line = path.read_bytes().replace(b"\0", b" ").decode()
-            if "components." in line and str(home) in line:
+            if "-m components " in line and str(home) in line:
                 found.append(int(path.parent.name))
     return found
 
@@ -335,7 +335,7 @@ def running_steps(home: Path) -> list[str]:
             line = path.read_bytes().replace(b"\0", b" ").decode()
         except OSError:
             continue
-        if "components." in line and str(home) in line:
+        if "-m components " in line and str(home) in line:
             lines.append(line)
     return lines
 
