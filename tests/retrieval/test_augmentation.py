@@ -171,12 +171,12 @@ def test_every_image_is_changed_and_a_third_keeps_its_colours() -> None:
     assert changed.float().mean() > 0.95
 
 
-def test_hidden_parts_are_a_block_a_strip_or_cells_of_a_grid_in_half_of_the_images() -> None:
-    batch = torch.rand((900, 3, 16, 16), generator=Generator().manual_seed(1))
+def test_hidden_parts_are_a_block_a_strip_or_cells_of_a_grid_in_an_eighth_of_the_images() -> None:
+    batch = torch.rand((1_800, 3, 16, 16), generator=Generator().manual_seed(1))
     result = hide_parts(batch, Generator().manual_seed(0))
     hidden = (result != batch).all(1)  # (b, h, w)
     touched = hidden.flatten(1).any(1)
-    assert 0.2 < touched.float().mean() < 0.28
+    assert 0.1 < touched.float().mean() < 0.15
     colour = batch.mean((0, 2, 3))
     torch.testing.assert_close(result.permute(0, 2, 3, 1)[hidden], colour.expand(int(hidden.sum()), 3))
     shares = hidden[touched].flatten(1).float().mean(1)
