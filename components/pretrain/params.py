@@ -47,7 +47,7 @@ class Params:
     classifier: str = "resnet18"
     weights: str = "none"
     backbone_image_size: int = 0
-    backbone_depths: tuple[int, ...] = (1,)
+    backbone_depths: tuple[int, ...] = (1, 2, 3)
     pretrain_warmup_epochs: int = 1
     pretrain_epochs: int = 5
     pretrain_learning_rate: float = 0.03
