@@ -1,4 +1,5 @@
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -6,6 +7,8 @@ import pytest
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # before torch loads: see benchmarks/spinning.py
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the other processors have tests of their own
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what it puts in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the programs that tests stop by Ctrl-C inherit this
 
 
 @pytest.fixture(scope="session")
