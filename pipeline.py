@@ -76,7 +76,7 @@ def connect(knobs: Callable[[BaseComponent], dict[str, Any]]) -> list[PipelineTa
     plan = detected.outputs["plan"]
 
     pretrained = pretrain(dataset=dataset, plan=plan, **knobs(pretrain))
-    features = pretrained.outputs["features"]
+    backbone, features = pretrained.outputs["backbone"], pretrained.outputs["features"]
 
     clustered = co_cluster(dataset=dataset, features=features, plan=plan, **knobs(co_cluster))
     clusters = clustered.outputs["clusters"]
@@ -84,7 +84,9 @@ def connect(knobs: Callable[[BaseComponent], dict[str, Any]]) -> list[PipelineTa
     trained = finetune_metric(dataset=dataset, clusters=clusters, plan=plan, **knobs(finetune_metric))
     model = trained.outputs["model"]
 
-    tuned = finetune_softmax(dataset=dataset, model=model, plan=plan, **knobs(finetune_softmax))
+    tuned = finetune_softmax(
+        dataset=dataset, backbone=backbone, features=features, model=model, plan=plan, **knobs(finetune_softmax)
+    )
     tuned_model = tuned.outputs["tuned_model"]
 
     evaluated = evaluate(

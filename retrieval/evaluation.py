@@ -313,6 +313,12 @@ class Evaluation:
     further_datasets: tuple[FurtherDataset, ...] = ()
     training_images: int = 0
 
+    @property
+    def ahead(self) -> Stage | None:
+        """The best earlier stage whose interval of R@1 lies above the model's; None where no stage is clearly ahead."""
+        best = max(self.stages, key=lambda stage: stage.recall_at_1)
+        return best if best.recall_at_1_low > self.recall_at_1_high else None
+
 
 def evaluation_digest(protocol: str, images: Iterable[tuple[str, str]]) -> str:
     """Digest of a retrieval task: equal for the same images, classes and protocol, whatever the model or image size.

@@ -12,6 +12,7 @@ from torch.nn.functional import interpolate
 
 from retrieval.backbones import BACKBONES, IMAGENET_MEAN, IMAGENET_STD, Backbone
 from retrieval.integration import Integration
+from retrieval.joining import join
 from retrieval.layer_shapes import AUTO_POOLING, FOUR_LAYER
 from retrieval.manifest import Manifest, write_manifest
 from retrieval.model_folder import CONFIG, FORMAT_VERSION, KIND, WEIGHTS, read_model_manifest
@@ -45,6 +46,8 @@ class ModelConfig:
         pools: windows of the poolings after each convolution, 1 for none.
         pool_kind: "max" or "average".
         batch_norm: whether batch norm follows each convolution.
+        joined: the model whose features are laid beside the embedding (see retrieval/joining.py); None for none.
+        joined_share: how much they count in the similarity, from 0 to 1.
         refined_dimension: length of the refined embedding (see retrieval/refinement.py); 0 for no refinement.
         refined_classes: centres that refined embeddings are drawn to.
         refined_strength: how far they are drawn, from 0 to 1.
@@ -67,6 +70,8 @@ class ModelConfig:
     pools: tuple[int, ...] = (2, 2, 2)
     pool_kind: str = "max"
     batch_norm: bool = True
+    joined: "ModelConfig | None" = None
+    joined_share: float = 0.0
     refined_dimension: int = 0
     refined_classes: int = 0
     refined_strength: float = 0.0
@@ -92,6 +97,11 @@ class ModelConfig:
                 f"image_size is {self.image_size} and network_size {self.network_size}; sizes are 1 px or more, and "
                 "network_size 0 keeps the images as they come."
             )
+        if self.joined is not None and (self.joined.image_size != self.image_size or not 0 <= self.joined_share <= 1):
+            raise ValueError(
+                f"The model joined takes images of {self.joined.image_size} px with a share of {self.joined_share}; it "
+                f"must take the same images, of {self.image_size} px, with a share from 0 to 1."
+            )
         if self.refined_dimension and (self.refined_classes < 1 or not 0 <= self.refined_strength <= 1):
             raise ValueError(
                 f"refined_classes is {self.refined_classes} and refined_strength {self.refined_strength}; a refinement "
@@ -112,6 +122,7 @@ class EmbeddingModel(nn.Module):
         dimension: length of the embedding.
         network: FourLayer, or the Backbone with its pooled features.
         head: a linear layer, the integration, or nothing.
+        joined: the model whose features are laid beside the embedding, or None.
         refinement: the last touch on the embedding, or nothing.
     """
 
@@ -127,13 +138,15 @@ class EmbeddingModel(nn.Module):
         self.network: FourLayer | Backbone
         self.head: nn.Module
         self.network, self.head = _four_layer(config) if config.architecture == FOUR_LAYER else _backbone(config)
+        self.joined: EmbeddingModel | None = EmbeddingModel(config.joined) if config.joined else None
+        self.dimension = config.dimension or sum(self.backbone.widths)
+        self.dimension += self.joined.dimension if self.joined else 0
         self.refinement: nn.Module = nn.Identity()
         if config.refined_dimension:
-            before = config.dimension or sum(self.backbone.widths)
             self.refinement = Refinement(
-                before, config.refined_dimension, config.refined_classes, config.refined_strength
+                self.dimension, config.refined_dimension, config.refined_classes, config.refined_strength
             )
-        self.dimension = config.refined_dimension or config.dimension or sum(self.backbone.widths)
+            self.dimension = config.refined_dimension
 
     @property
     def backbone(self) -> Backbone:
@@ -159,11 +172,26 @@ class EmbeddingModel(nn.Module):
                 f"Images are {tuple(images.shape)}; this model was made for (b, 3, {config.image_size}, "
                 f"{config.image_size}). Store the dataset at image_size={config.image_size}, or train a model for it."
             )
-        images = (images - self.mean) / self.std
+        inside = (images - self.mean) / self.std
         if config.size_inside != config.image_size:
             size, smaller = (config.size_inside, config.size_inside), config.size_inside < config.image_size
-            images = interpolate(images, size, mode="bilinear", align_corners=False, antialias=smaller)
-        return self.refinement(self.head(self.network(images)))
+            inside = interpolate(inside, size, mode="bilinear", align_corners=False, antialias=smaller)
+        embeddings = self.head(self.network(inside))
+        if self.joined is not None:
+            embeddings = join(embeddings, self.joined(images), config.joined_share)
+        return self.refinement(embeddings)
+
+    def joined_with(self, other: "EmbeddingModel", share: float) -> "EmbeddingModel":
+        """This model with the features of another beside its embedding, in evaluation mode; the weights are shared.
+
+        Raises:
+            ValueError: it is refined, which comes last as a refinement is learned on what is joined; or joined before.
+        """
+        if self.config.refined_dimension or self.joined is not None:
+            raise ValueError("The model is refined or joined already; join the network as it was trained.")
+        model = EmbeddingModel(replace(self.config, joined=other.config, joined_share=share))
+        model.network, model.head, model.joined = self.network, self.head, other
+        return model.eval()
 
     def refined(self, refinement: Refinement) -> "EmbeddingModel":
         """This model with a refinement in the place of its own, in evaluation mode; the weights are shared."""
@@ -175,7 +203,7 @@ class EmbeddingModel(nn.Module):
             refined_strength=refinement.strength,
         )
         model = EmbeddingModel(config)
-        model.network, model.head, model.refinement = self.network, self.head, refinement
+        model.network, model.head, model.joined, model.refinement = self.network, self.head, self.joined, refinement
         return model.eval()
 
 
@@ -229,11 +257,16 @@ def load_config(folder: Path) -> ModelConfig:
     Raises:
         ValueError: an option that this version does not know.
     """
-    values: dict[str, Any] = json.loads((folder / CONFIG).read_text())
+    return _config_of(json.loads((folder / CONFIG).read_text()), folder / CONFIG)
+
+
+def _config_of(values: dict[str, Any], path: Path) -> ModelConfig:
     unknown = sorted(set(values) - {field.name for field in fields(ModelConfig)})
     if unknown:
-        raise ValueError(f"{folder / CONFIG} has the option '{unknown[0]}', which this version does not know.")
+        raise ValueError(f"{path} has the option '{unknown[0]}', which this version does not know.")
     given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    if given.get("joined") is not None:
+        given["joined"] = _config_of(given["joined"], path)
     return ModelConfig(**given)
 
 

@@ -88,12 +88,3 @@ def agreement(before: Tensor, after: Tensor) -> float:
     counts = np.zeros((int(after.max()) + 1, int(before.max()) + 1), np.int64)
     np.add.at(counts, (after.numpy(), before.numpy()), 1)
     return float(counts.max(axis=1).sum() / len(after))
-
-
-def joined(embeddings: Tensor, features: Tensor) -> Tensor:
-    """Rows whose cosine is the mean of the cosines of both: (n, d), (n, D) -> (n, d + D).
-
-    A small network that has trained for a few epochs knows other things than the features it began from, not more:
-    assigned by its embeddings alone, images would lose what the features tell.
-    """
-    return torch.cat([normalize(embeddings, dim=1), normalize(features, dim=1)], dim=1)

@@ -18,6 +18,7 @@ EDGES = {
     ("prepare_data", "finetune_softmax"),
     ("prepare_data", "evaluate"),
     ("pretrain", "co_cluster"),
+    ("pretrain", "finetune_softmax"),
     ("pretrain", "evaluate"),
     ("co_cluster", "finetune_metric"),
     ("co_cluster", "evaluate"),

@@ -80,6 +80,10 @@ def evaluate(
         computed: dict[str, Embed] = {"pretrain": rows_of(vectors.values), "co_cluster": rows_of(adjusted.targets)}
         options = Options(params.acceptance, params.bootstrap_resamples, params.threshold_trials, params.seed, device)
         judged = judge(computed | models, images, artifacts["tuned_model"].digest, options)
+        if ahead := judged.evaluation.ahead:
+            print(
+                f"evaluate: {ahead.name} is clearly ahead of the model; see join in `rankone parameters`.", flush=True
+            )
         last = models["finetune_softmax"]
         measured = replace(
             judged.evaluation,

@@ -20,12 +20,13 @@ from retrieval.dataset import Dataset
 from retrieval.devices import describe, pick_device
 from retrieval.features import embed
 from retrieval.image_batches import ImageBatches
+from retrieval.joining import join
 from retrieval.losses import MetricObjective
 from retrieval.metrics import recall_at_1
 from retrieval.models import FOUR_LAYER, EmbeddingModel, ModelConfig, build_network, save_model
 from retrieval.quarter_turns import QuarterTurns, choose_quarter_turns, turned_labels
 from retrieval.sampling import batch_shape
-from retrieval.self_labelling import joined, merge_small, self_train
+from retrieval.self_labelling import merge_small, self_train
 from retrieval.tracking import StepRun, step_run
 from retrieval.training import ByLabel, History, Schedule, fit
 from retrieval.validation import validation_recall_at_1
@@ -195,7 +196,8 @@ def train_rounds(training: Training, data: Dataset, rows: np.ndarray, targets: T
 
     def embed_training_images() -> Tensor:
         distributed.same_everywhere(network)  # running statistics too: every process must assign alike
-        return joined(embed(network, data, rows, images.device, name="finetune_metric: assign"), targets)
+        embeddings = embed(network, data, rows, images.device, name="finetune_metric: assign")
+        return join(embeddings, targets, 0.5)  # a few epochs know other things than the features, not more
 
     rounds = params.label_rounds if params.labels == "none" and params.metric_epochs else 1
     self_train(labels, rounds, train_round, embed_training_images, params.seed, "finetune_metric, labels=none")

@@ -27,6 +27,9 @@ class Params:
         average_from: share of the steps after which the weights of all further steps are averaged; 1 averages none.
         refine: how the embeddings are refined at the end: auto (as validation images gain by it), none, or how far they
             are drawn to the centres of the training classes after half-whitening, from 0 (whitened only) to 1.
+        join: whether the features of pretrain are laid beside the embedding: none, auto (as validation images gain by
+            it), or their share in the similarity, from 0 to 1. The model then carries both networks and embeds at the
+            speed of both.
         batch_size: images at once.
         augment: auto (decided from the images), or the name of an augmentation.
         robust: none, or missing: embeddings are to withstand missing parts, so up to 60 % of every eighth training
@@ -46,6 +49,7 @@ class Params:
     label_smoothing: float = 0.1
     average_from: float = 1.0
     refine: str = "auto"
+    join: str = "none"
     batch_size: int = 128
     augment: str = "auto"
     robust: str = "none"
@@ -63,6 +67,12 @@ class Params:
         check_rates(self, "softmax_learning_rate")
         if self.refine != "none" and not is_auto_or_number(self.refine, 0, 1):
             raise ValueError(f"refine is '{self.refine}'; give auto, none or a number from 0 to 1, e.g. 0.4.")
+        if self.join != "none" and not is_auto_or_number(self.join, 0, 1):
+            raise ValueError(f"join is '{self.join}'; give none, auto or a number from 0 to 1, e.g. 0.5.")
+        if self.join != "none" and self.labels == "none":
+            raise ValueError(
+                f"join is '{self.join}' with labels=none, where the model goes on as it came; leave it out."
+            )
         if not 0 <= self.average_from <= 1:
             raise ValueError(f"average_from is {self.average_from}; it is a share of the steps, from 0 to 1.")
         if not 0 <= self.weight_decay < 1 or not 0 <= self.label_smoothing < 1:

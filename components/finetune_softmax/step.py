@@ -1,7 +1,6 @@
 """Fine-tunes the whole embedding network under a softmax layer over the classes."""
 
 import copy
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,40 +10,27 @@ from components.finetune_softmax.params import Params
 from components.launch import InputPath, OutputPath, Outputs, launch
 from retrieval import distributed
 from retrieval.augmentation import choose_augmentation, evenly_spaced, named_augmentation
+from retrieval.candidates import Candidate, Judge, better_of, joined_with_features
 from retrieval.checkpoints import Checkpoints, open_checkpoints
 from retrieval.cosine_layer import CosineLayer, class_centres
 from retrieval.dataset import Dataset
 from retrieval.devices import describe, pick_device
 from retrieval.features import embed
 from retrieval.image_batches import ImageBatches
-from retrieval.metrics import recall_at_1
 from retrieval.model_folder import read_model_manifest
 from retrieval.models import EmbeddingModel, load_model, save_model
-from retrieval.refinement import STRENGTHS, Refinement, choose_refinement, learn_refinement
 from retrieval.tracking import StepRun, step_run
 from retrieval.training import History, Schedule, fit
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A model that may go on: the network as it came, or as it was fine-tuned, with the refinement that suits it.
-
-    Attributes:
-        name: "before" or "after" fine-tuning.
-        model: with its refinement.
-        recall_at_1: of the validation images, refined; None where no two of them share a class.
-        plain_recall_at_1: without the refinement.
-        refinement_why: one sentence: what was tried and chosen.
-    """
-
-    name: str
-    model: EmbeddingModel
-    recall_at_1: float | None
-    plain_recall_at_1: float | None
-    refinement_why: str
-
-
-def finetune_softmax(params: Params, dataset: InputPath, model: InputPath, tuned_model: OutputPath) -> Outputs:
+def finetune_softmax(
+    params: Params,
+    dataset: InputPath,
+    backbone: InputPath,
+    features: InputPath,
+    model: InputPath,
+    tuned_model: OutputPath,
+) -> Outputs:
     """Begin a softmax layer at the class centres, train it with the network, refine; the better model goes on."""
     device = pick_device(params.device)
     distributed.setup(device)
@@ -59,81 +45,41 @@ def finetune_softmax(params: Params, dataset: InputPath, model: InputPath, tuned
         f"train on; {network.config.architecture}, d = {network.dimension}; {describe(device)}; seed {params.seed}."
     )
     made_from = {"dataset": data.digest, "model": read_model_manifest(model).digest}
+    if params.join != "none":
+        made_from |= {"backbone": read_model_manifest(backbone).digest}
     with open_checkpoints(params, made_from, __file__) as checkpoints, step_run("finetune_softmax", params) as run:
         run.set_tags({"rankone.device": describe(device)})
-        embeddings, targets = embed(network, data, rows, device), torch.from_numpy(labels)
-        layer = CosineLayer(class_centres(embeddings, targets), label_smoothing=params.label_smoothing)
-        before = candidate("before", copy.deepcopy(network), embeddings, targets, data, params.refine, device)
-        history = fine_tune(network, layer, ImageBatches(data, rows, device), targets, params, run, checkpoints)
+        judge = Judge(data, torch.from_numpy(labels), params.refine, device)
+        embedded = judge.embed(network, "before")
+        layer = CosineLayer(class_centres(embedded.train, judge.labels), label_smoothing=params.label_smoothing)
+        before = judge.candidate("before", copy.deepcopy(network), embedded)
+        history = fine_tune(network, layer, ImageBatches(data, rows, device), judge.labels, params, run, checkpoints)
         if not distributed.is_first():
             return {}
         accuracy = validation_accuracy(network, layer, data, names, device)
-        embeddings = embed(network, data, rows, device)
-        after = candidate("after", network, embeddings, targets, data, params.refine, device)
-        chosen = better_of(before, after)
+        after = judge.candidate("after", network, judge.embed(network, "after"))
+        better = better_of(before, after)
+        chosen = joined_with_features(params.join, better, judge, backbone, features)
         numbers = {"images_per_second": round(history.images_per_second, 1), "softmax_loss": history.loss}
         numbers |= accuracy | validation_numbers(before, after, chosen)
         run.log_metrics(numbers)
-        verdict = what_it_did(before, after, chosen)
-        for sentence in (verdict, chosen.refinement_why):
-            distributed.say(f"finetune_softmax: {sentence}")
-        run.set_tags({"softmax_why": verdict, "refinement_why": chosen.refinement_why})
-        described = {"epochs": params.softmax_epochs, "dimension": chosen.model.dimension, **numbers}
-        decided = {
-            "softmax": "fine-tuned" if chosen is after else "as it came",
-            "softmax_why": verdict,
-            "refinement": chosen.model.config.refined_strength if chosen.model.config.refined_dimension else "none",
+        why = {
+            "softmax_why": what_it_did(before, after, better),
+            "joined_why": chosen.joined_why,
             "refinement_why": chosen.refinement_why,
+        }
+        for sentence in why.values():
+            distributed.say(f"finetune_softmax: {sentence}")
+        run.set_tags(why)
+        described = {"epochs": params.softmax_epochs, "dimension": chosen.model.dimension, **numbers}
+        config = chosen.model.config
+        decided = why | {
+            "softmax": "fine-tuned" if better is after else "as it came",
+            "joined": config.joined_share if config.joined else "none",
+            "refinement": config.refined_strength if config.refined_dimension else "none",
         }
         save_model(tuned_model, chosen.model.cpu(), made_from, described | decided | {"resize": data.resize})
     return {"tuned_model": described}
-
-
-def candidate(
-    name: str,
-    network: EmbeddingModel,
-    embeddings: Tensor,
-    labels: Tensor,
-    data: Dataset,
-    refine: str,
-    device: torch.device,
-) -> Candidate:
-    """The network with its refinement: as asked for, or as the validation images gain by it.
-
-    Args:
-        name: of the candidate.
-        network: that made the embeddings.
-        embeddings: (n, d) of the training images.
-        labels: (n,) theirs, in 0..c-1.
-        data: whose validation images it is measured on.
-        refine: the knob.
-        device: where to embed.
-    """
-    strengths, forced = {"auto": (STRENGTHS, False), "none": ((), False)}.get(refine) or ((float(refine),), True)
-    rows = data.rows("validation")
-    held_out_labels = torch.from_numpy(data.labels[rows])
-    if len(held_out_labels.unique()) == len(rows):
-        refinement = learn_refinement(embeddings, labels, *strengths) if forced else None
-        why = f"refinement {refine if forced else 'none'}: no two validation images share a class"
-        return Candidate(name, with_refinement(network, refinement), None, None, why)
-    held_out = embed(network, data, rows, device, name=f"finetune_softmax: validate {name}")
-    choice = choose_refinement(
-        embeddings, labels, held_out, lambda refined: recall_at_1(refined, held_out_labels), strengths, forced
-    )
-    model = with_refinement(network, choice.refinement)
-    return Candidate(name, model, choice.recall_at_1, choice.measured["none"], choice.why)
-
-
-def with_refinement(network: EmbeddingModel, refinement: Refinement | None) -> EmbeddingModel:
-    """The network with a refinement, on one device; itself without one."""
-    return network if refinement is None else network.refined(refinement)
-
-
-def better_of(before: Candidate, after: Candidate) -> Candidate:
-    """The candidate of more R@1 on validation; fine-tuning has to raise it, and goes on where nothing can be seen."""
-    if before.recall_at_1 is None or after.recall_at_1 is None:
-        return after
-    return after if after.recall_at_1 > before.recall_at_1 else before
 
 
 def validation_numbers(before: Candidate, after: Candidate, chosen: Candidate) -> dict[str, float]:

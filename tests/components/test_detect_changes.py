@@ -58,6 +58,7 @@ DECISIVE = [
     "gallery_queries",
     "image_size",
     "images_per_class",
+    "join",
     "kernels",
     "label_rounds",
     "label_smoothing",

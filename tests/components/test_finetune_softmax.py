@@ -4,11 +4,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from torch.nn.functional import normalize
 
 from components.finetune_softmax.params import Params
-from components.finetune_softmax.step import Candidate, better_of, finetune_softmax, what_it_did
+from components.finetune_softmax.step import finetune_softmax, what_it_did
+from components.launch import Outputs
+from retrieval.candidates import Candidate, Embedded, better_of
 from retrieval.dataset import INDEX_SCHEMA, Dataset, save_dataset
-from retrieval.features import embed
+from retrieval.features import embed, save_features
 from retrieval.metrics import recall_at_1
 from retrieval.model_folder import read_model_manifest
 from retrieval.models import ModelConfig, build_network, load_model, save_model
@@ -40,10 +43,27 @@ def write_inputs(folder: Path, shared_classes: bool = True) -> tuple[Path, Path]
     return folder / "dataset", folder / "model"
 
 
+def write_features(folder: Path, told: float) -> None:
+    """A backbone, and features of which those of a class are the nearer to one another the more is told."""
+    torch.manual_seed(1)
+    backbone = build_network(ModelConfig(image_size=8, dimension=3, channels=(4, 4, 8)))
+    digest = save_model(folder / "backbone", backbone, {}, {}).digest
+    data = Dataset(folder / "dataset")
+    noise = np.random.default_rng(2).normal(size=(len(data), 3))
+    values = torch.tensor(told * np.eye(3)[data.labels] + noise)
+    save_features(folder / "features", values, data.digest, {}, digest)
+
+
+def tune(params: Params, dataset: Path, model: Path, tuned: Path) -> Outputs:
+    """The step, with the features that lie beside the dataset; without `join` it never looks for them."""
+    folder = dataset.parent
+    return finetune_softmax(params, dataset, folder / "backbone", folder / "features", model, tuned)
+
+
 @pytest.mark.usefixtures("mlflow_home")
 def test_it_raises_the_network_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dataset, model = write_inputs(tmp_path)
-    outputs = finetune_softmax(Params(**SMALL), dataset, model, tmp_path / "tuned")["tuned_model"]
+    outputs = tune(Params(**SMALL), dataset, model, tmp_path / "tuned")["tuned_model"]
     assert outputs["validation_recall_at_1"] > 0.75
     assert outputs["validation_accuracy"] > 0.75
     assert outputs["images_per_second"] > 0
@@ -71,7 +91,7 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
     digests = []
     for number, seed in enumerate([0, 0, 1]):
         torch.manual_seed(number)
-        finetune_softmax(Params(**SMALL, seed=seed), dataset, model, tmp_path / str(number))
+        tune(Params(**SMALL, seed=seed), dataset, model, tmp_path / str(number))
         digests.append(read_model_manifest(tmp_path / str(number)).digest)
     assert digests[0] == digests[1] != digests[2]
 
@@ -82,7 +102,7 @@ def test_weights_are_averaged_on_request(tmp_path: Path) -> None:
     states = []
     for share in (1.0, 0.5):
         params = Params(**SMALL, refine="none", average_from=share)
-        finetune_softmax(params, dataset, model, tmp_path / f"{share}")
+        tune(params, dataset, model, tmp_path / f"{share}")
         states.append(load_model(tmp_path / f"{share}").state_dict())
     assert not torch.equal(states[0]["network.embedding.weight"], states[1]["network.embedding.weight"])
 
@@ -90,7 +110,7 @@ def test_weights_are_averaged_on_request(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("mlflow_home")
 def test_accuracy_is_not_measured_on_classes_it_never_saw(tmp_path: Path) -> None:
     dataset, model = write_inputs(tmp_path, shared_classes=False)
-    outputs = finetune_softmax(Params(**SMALL | {"softmax_epochs": 1}), dataset, model, tmp_path / "tuned")
+    outputs = tune(Params(**SMALL | {"softmax_epochs": 1}), dataset, model, tmp_path / "tuned")
     assert "validation_accuracy" not in outputs["tuned_model"]
 
 
@@ -98,15 +118,15 @@ def test_accuracy_is_not_measured_on_classes_it_never_saw(tmp_path: Path) -> Non
 def test_a_rate_too_high_stops_and_names_the_step(tmp_path: Path) -> None:
     dataset, model = write_inputs(tmp_path)
     with pytest.raises(ValueError, match=r"finetune_softmax: the loss is (nan|inf) at step \d+ of 45"):
-        finetune_softmax(Params(**SMALL | {"softmax_learning_rate": 1e30}), dataset, model, tmp_path / "tuned")
+        tune(Params(**SMALL | {"softmax_learning_rate": 1e30}), dataset, model, tmp_path / "tuned")
 
 
 @pytest.mark.usefixtures("mlflow_home")
 def test_fine_tuning_that_harms_leaves_the_model_as_it_came(tmp_path: Path) -> None:
     dataset, model = write_inputs(tmp_path)
-    finetune_softmax(Params(**SMALL, refine="none"), dataset, model, tmp_path / "good")
+    tune(Params(**SMALL, refine="none"), dataset, model, tmp_path / "good")
     harm = Params(batch_size=30, softmax_epochs=1, softmax_learning_rate=30.0, refine="none")
-    outputs = finetune_softmax(harm, dataset, tmp_path / "good", tmp_path / "tuned")["tuned_model"]
+    outputs = tune(harm, dataset, tmp_path / "good", tmp_path / "tuned")["tuned_model"]
     assert outputs["validation_recall_at_1_after"] < outputs["validation_recall_at_1_before"]
     good, tuned = load_model(tmp_path / "good").state_dict(), load_model(tmp_path / "tuned").state_dict()
     assert all(torch.equal(good[name], tuned[name]) for name in good)
@@ -116,15 +136,52 @@ def test_fine_tuning_that_harms_leaves_the_model_as_it_came(tmp_path: Path) -> N
 @pytest.mark.parametrize(("refine", "strength"), [("none", None), ("0", 0.0), ("0.4", 0.4)])
 def test_a_refinement_that_is_asked_for_is_used(tmp_path: Path, refine: str, strength: float | None) -> None:
     dataset, model = write_inputs(tmp_path)
-    finetune_softmax(Params(**SMALL | {"softmax_epochs": 1}, refine=refine), dataset, model, tmp_path / "tuned")
+    tune(Params(**SMALL | {"softmax_epochs": 1}, refine=refine), dataset, model, tmp_path / "tuned")
     config = load_model(tmp_path / "tuned").config
     assert bool(config.refined_dimension) == (strength is not None)
     assert config.refined_strength == (strength or 0.0)
 
 
+@pytest.mark.usefixtures("mlflow_home")
+@pytest.mark.parametrize("told", [9.0, 0.0])
+def test_features_are_joined_as_validation_gains_by_them(
+    tmp_path: Path, told: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset, model = write_inputs(tmp_path)
+    write_features(tmp_path, told)
+    alone = tune(Params(batch_size=10, softmax_epochs=2), dataset, model, tmp_path / "alone")["tuned_model"]
+    outputs = tune(Params(batch_size=10, softmax_epochs=2, join="auto"), dataset, model, tmp_path / "tuned")
+    recall, manifest = outputs["tuned_model"]["validation_recall_at_1"], read_model_manifest(tmp_path / "tuned")
+    tuned = load_model(tmp_path / "tuned")
+    assert manifest.facts["joined_why"] in capsys.readouterr().out
+    if told:
+        assert recall == 1 > alone["validation_recall_at_1"]
+        assert tuned.config.joined is not None
+        assert tuned.config.joined_share == manifest.facts["joined"]
+        assert manifest.made_from["backbone"] == read_model_manifest(tmp_path / "backbone").digest
+    else:
+        assert recall >= alone["validation_recall_at_1"]
+        assert ("joined: none" in manifest.facts["joined_why"]) == (tuned.config.joined is None)
+
+
+@pytest.mark.usefixtures("mlflow_home")
+def test_features_that_are_asked_for_are_joined(tmp_path: Path) -> None:
+    dataset, model = write_inputs(tmp_path)
+    write_features(tmp_path, told=0.0)
+    tune(Params(**SMALL | {"softmax_epochs": 1}, join="0.3", refine="none"), dataset, model, tmp_path / "tuned")
+    tuned, backbone = load_model(tmp_path / "tuned"), load_model(tmp_path / "backbone")
+    assert tuned.config.joined_share == 0.3
+    assert tuned.dimension == 16 + 3
+    images = torch.rand(4, 3, 8, 8)
+    with torch.inference_mode():
+        cosines, theirs = (normalize(model(images)) @ normalize(model(images)).T for model in (tuned, backbone))
+        own = normalize(tuned.network((images - tuned.mean) / tuned.std))
+    torch.testing.assert_close(cosines, 0.7 * own @ own.T + 0.3 * theirs)
+
+
 def of(name: str, recall: float | None) -> Candidate:
     network = build_network(ModelConfig(image_size=8, dimension=16, channels=(4, 4, 8)))
-    return Candidate(name, network, recall, recall, "")
+    return Candidate(name, network, Embedded(torch.empty(0), torch.empty(0)), network, recall, recall, "")
 
 
 @pytest.mark.parametrize(
@@ -148,7 +205,7 @@ def test_the_better_model_goes_on_and_a_tie_is_no_gain(
 @pytest.mark.usefixtures("mlflow_home")
 def test_without_labels_the_model_goes_on_as_it_came(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dataset, model = write_inputs(tmp_path)
-    outputs = finetune_softmax(Params(**SMALL, labels="none"), dataset, model, tmp_path / "tuned")["tuned_model"]
+    outputs = tune(Params(**SMALL, labels="none"), dataset, model, tmp_path / "tuned")["tuned_model"]
     assert "labels=none: no classes to put a softmax layer over" in capsys.readouterr().out
     assert outputs["epochs"] == 0
     assert read_model_manifest(tmp_path / "tuned").facts["softmax"] == "as it came"
@@ -164,6 +221,8 @@ def test_without_labels_the_model_goes_on_as_it_came(tmp_path: Path, capsys: pyt
         ({"softmax_learning_rate": 0.0}, "softmax_learning_rate is 0.0"),
         ({"average_from": 1.5}, "average_from is 1.5; it is a share of the steps"),
         ({"refine": "1.5"}, "refine is '1.5'; give auto, none or a number from 0 to 1"),
+        ({"join": "both"}, "join is 'both'; give none, auto or a number from 0 to 1"),
+        ({"join": "auto", "labels": "none"}, "join is 'auto' with labels=none"),
         ({"label_smoothing": 1.0}, "label_smoothing 1.0; both must be from 0 to below 1"),
         ({"labels": "some"}, "Unknown labels 'some'; choose one of: given, none"),
         ({"robust": "holes"}, "Unknown robust 'holes'"),

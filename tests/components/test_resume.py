@@ -30,7 +30,7 @@ SMALL = {
 ARTIFACTS = {  # inputs and outputs
     "pretrain": (["dataset"], ["backbone", "features"]),
     "finetune_metric": (["dataset", "clusters"], ["model"]),
-    "finetune_softmax": (["dataset", "model"], ["tuned_model"]),
+    "finetune_softmax": (["dataset", "backbone", "features", "model"], ["tuned_model"]),
 }
 OFTEN = 1e-4  # seconds between two states: as often as they can be written
 
@@ -52,7 +52,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     save_clusters(folder / "clusters", [targets], labels, np.zeros(5, np.int64), {"dataset": dataset.digest}, {})
     model = build_network(ModelConfig(dimension=16, image_size=8, channels=(4, 4, 8)))
     save_model(folder / "model", model, {"dataset": dataset.digest}, {})
-    return {name: folder / name for name in ("dataset", "clusters", "model")}
+    return {name: folder / name for name in ("dataset", "clusters", "model", "backbone", "features")}
 
 
 def run_here(step: str, inputs: dict[str, Path], outputs: Path, checkpoints: str, often: float = OFTEN) -> None:

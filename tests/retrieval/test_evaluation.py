@@ -156,3 +156,11 @@ load_evaluation(pathlib.Path({str(tmp_path)!r}))
 assert not {{"torch", "kfp", "mlflow"}} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize(("low", "ahead"), [(0.61, True), (0.6, False), (0.4, False)])
+def test_a_stage_is_ahead_only_when_its_interval_lies_above_the_models(low: float, ahead: bool) -> None:
+    stages = (Stage("pretrain", 0.7, low, 0.8, None, 0.2, 16), Stage("finetune_softmax", 0.5, 0.4, 0.6, None, 0.4, 8))
+    measured = replace(EXAMPLE, stages=stages, recall_at_1_low=0.4, recall_at_1_high=0.6)
+    assert (measured.ahead == stages[0]) == ahead
+    assert (measured.ahead is None) != ahead

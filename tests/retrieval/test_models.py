@@ -21,6 +21,16 @@ CONFIGS = {
     "linear": ModelConfig("squeezenet1_0", dimension=8, image_size=16, network_size=24),
     "integrated": ModelConfig("squeezenet1_0", dimension=8, image_size=24, head="integrated", depths=(1, 2)),
     "features": ModelConfig("squeezenet1_0", dimension=0, image_size=24, head="none", pooling="average"),
+    "joined": ModelConfig(
+        dimension=8,
+        image_size=24,
+        channels=(4, 5, 6),
+        joined=ModelConfig("squeezenet1_0", dimension=8, image_size=24, head="integrated", depths=(1, 2)),
+        joined_share=0.3,
+        refined_dimension=12,
+        refined_classes=3,
+        refined_strength=0.4,
+    ),
 }
 
 
@@ -30,7 +40,9 @@ def test_a_saved_model_comes_back_bit_for_bit(config: ModelConfig, tmp_path: Pat
     model = build_network(config)
     for buffer in model.buffers():  # nothing may come back because it happens to be the default
         buffer.copy_(torch.rand_like(buffer.float()) + 0.5)
-    model.mean, model.std = (torch.tensor(v).view(1, 3, 1, 1) for v in (config.mean, config.std))
+    for part in (model, model.joined):  # colours are of the config
+        if part is not None:
+            part.mean, part.std = (torch.tensor(v).view(1, 3, 1, 1) for v in (part.config.mean, part.config.std))
     model.eval()
     written = save_model(tmp_path / "model", model, {"dataset": "abc"}, {"epochs": 3})
     loaded = load_model(tmp_path / "model")

@@ -192,6 +192,16 @@ def test_what_was_measured_beyond_retrieval_is_shown(full: str) -> None:
     assert EVIL in page.texts
 
 
+def test_a_stage_that_is_clearly_ahead_of_the_model_is_named(
+    data: Dataset, evaluation: tuple[Evaluation, pa.Table], html: str
+) -> None:
+    behind = replace(evaluation[0], recall_at_1_high=0.0)
+    page = Page(render_report(behind, evaluation[1], data, artifacts_of(data), gallery_queries=0))
+    assert "is clearly ahead of the model" in page.text
+    assert "-p join=auto" in page.text
+    assert "clearly ahead" not in Page(html).text
+
+
 def test_what_was_not_measured_has_no_section(html: str) -> None:
     ids = {value for name, value in Page(html).attributes if name == "id"}
     assert not ids & {"feature-learning", "missing-parts", "further-datasets"}

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from retrieval.self_labelling import agreement, joined, merge_small, reassign, self_train
+from retrieval.self_labelling import agreement, merge_small, reassign, self_train
 
 
 def separable(noise: float, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -70,11 +70,3 @@ def test_what_is_in_no_cluster_or_a_small_one_joins_the_nearest() -> None:
 def test_agreement_counts_majorities() -> None:
     assert agreement(torch.tensor([0, 0, 1, 1]), torch.tensor([1, 1, 0, 0])) == 1
     assert agreement(torch.tensor([0, 0, 0, 1, 1]), torch.tensor([0, 0, 0, 0, 1])) == pytest.approx(4 / 5)
-
-
-def test_joined_rows_have_the_mean_of_the_cosines() -> None:
-    random = torch.Generator().manual_seed(0)
-    left, right = torch.randn((2, 5), generator=random), 9 * torch.randn((2, 3), generator=random)
-    together = torch.cosine_similarity(*joined(left, right), dim=0)
-    expected = (torch.cosine_similarity(*left, dim=0) + torch.cosine_similarity(*right, dim=0)) / 2
-    torch.testing.assert_close(together, expected)
