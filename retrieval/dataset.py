@@ -22,7 +22,7 @@ INDEX_SCHEMA = pa.schema(
         "class_name": pa.string(),
         "split": pa.string(),  # one of SPLITS
         "source": pa.string(),  # where the image came from, relative to the source's root
-        "sha256": pa.string(),  # of the RGB pixels as decoded (a large JPEG at 1/2, 1/4 or 1/8)
+        "sha256": pa.string(),  # of the RGB pixels; of a JPEG, of the file without its metadata
         "width": pa.int32(),  # of the picture as decoded, before it was fitted to the store's size
         "height": pa.int32(),
     }

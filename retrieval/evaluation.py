@@ -325,7 +325,7 @@ def evaluation_digest(protocol: str, images: Iterable[tuple[str, str]]) -> str:
 
     Args:
         protocol: the split and the gallery in words.
-        images: sha256 of the full-size pixels and class name of every test image; their order does not matter.
+        images: sha256 (as Picture has it) and class name of every test image; their order does not matter.
     """
     return digest_of({"protocol": protocol, "images": sorted([sha256, name] for sha256, name in images)})
 

@@ -67,7 +67,8 @@ class Picture:
         pixels: (h, w, 3) uint8 RGB, upright. A JPEG much larger than the store was decoded at 1/2, 1/4 or 1/8.
         width: of the whole picture, upright.
         height: of the whole picture, upright.
-        sha256: of the RGB bytes as decoded; with width and height it tells whether two pictures are the same.
+        sha256: of the RGB bytes; of a JPEG, whose pixels depend on the scale it is decoded at, of the file without its
+            metadata. With width and height it tells whether two pictures are the same.
         notes: what was converted on the way, e.g. "grey".
     """
 
@@ -219,13 +220,12 @@ def _decode_jpeg(content: bytes, limits: Limits, image_size: int) -> Picture:
     notes += odd
     has_metadata = b"Exif\0" in content or b"ns.adobe.com/xap" in content
     if not (has_metadata or space == "CMYK"):
-        return Picture(pixels, width, height, _digest(pixels), notes)
+        return Picture(pixels, width, height, _jpeg_digest(content), notes)
     image = _open(content, limits)  # Pillow reads the metadata, and knows which programs write CMYK inverted
     rgb, converted = _to_rgb(image) if space == "CMYK" else (Image.fromarray(pixels), ())
     rgb, turned = _upright(image, rgb)
     width, height = (height, width) if "turned_sideways" in turned else (width, height)
-    found = _picture(rgb, notes + converted + turned)
-    return Picture(found.pixels, width, height, found.sha256, found.notes)
+    return Picture(np.asarray(rgb), width, height, _jpeg_digest(content), notes + converted + turned)
 
 
 def _jpeg_pixels(content: bytes, space: str, smallest: dict[str, int]) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -256,6 +256,18 @@ def _picture(rgb: Image.Image, notes: tuple[str, ...]) -> Picture:
 
 def _digest(pixels: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest()
+
+
+def _jpeg_digest(content: bytes) -> str:
+    """sha256 of a JPEG but for APPn segments and comments: equal whatever scale, decoder and metadata."""
+    digest, place = hashlib.sha256(), 2
+    while place + 4 <= len(content) and content[place] == 0xFF and (marker := content[place + 1]) != 0xDA:
+        end = place + 2 + int.from_bytes(content[place + 2 : place + 4], "big")
+        if not (0xE0 <= marker <= 0xEF or marker == 0xFE):
+            digest.update(content[place:end])
+        place = end
+    digest.update(content[place:])  # from the first scan to the end
+    return digest.hexdigest()
 
 
 def _check_size(width: int, height: int, limits: Limits) -> None:

@@ -118,7 +118,15 @@ def test_a_few_stray_bytes_in_a_jpeg_are_noted():
     content = encoded(photo(), "JPEG")
     picture = read(content[:-2] + b"\1\2\3\4" + content[-2:])
     assert picture.notes == ("odd_jpeg",)
-    assert picture.sha256 == read(content).sha256
+
+
+def test_a_jpeg_is_the_same_picture_whatever_its_scale_and_its_metadata():
+    content = encoded(photo(400, 300), "JPEG")
+    exif = Image.Exif()
+    exif[0x010E] = "a description"
+    told = encoded(photo(400, 300), "JPEG", comment=b"a comment", exif=exif)
+    assert len({read(c, image_size=size).sha256 for c in (content, told) for size in (16, 60, 160)}) == 1
+    assert read(encoded(photo(400, 300), "JPEG", quality=60)).sha256 != read(content).sha256
 
 
 @pytest.mark.parametrize(
