@@ -81,8 +81,7 @@ class Trial:
         _, labels = np.unique(data.labels[self.rows], return_inverse=True)
         self.labels = torch.from_numpy(labels)
         self.images: ImageBatches | QuarterTurns = ImageBatches(data, self.rows, self.device)
-        everything = self.images.get(torch.arange(len(self.rows)))
-        self.augment = choose_augmentation(everything, self.labels.to(self.device))
+        self.augment = choose_augmentation(self.images.get, self.labels)
         self.upright = self.labels
         if arguments.quarter_turns:
             self.images, self.labels = QuarterTurns(self.images), turned_labels(self.labels)

@@ -38,7 +38,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.cifar100 import latest_result
-from retrieval.augmentation import choose_augmentation, evenly_spaced, named_augmentation
+from retrieval.augmentation import choose_augmentation, named_augmentation
 from retrieval.backbones import least_image_size
 from retrieval.clusters import load_clusters
 from retrieval.colours import colour_statistics
@@ -117,8 +117,7 @@ def from_scratch(bench: Bench, architecture: str, rate: float) -> Row:
     network = build_network(config_of(bench, architecture, rows))
     loss = MetricObjective("normalised_softmax", len(names), options.dimension)
     images, classes = ImageBatches(data, rows, bench.device), torch.from_numpy(labels)
-    some = evenly_spaced(len(rows))
-    augment = choose_augmentation(images.get(some), classes[some].to(bench.device))
+    augment = choose_augmentation(images.get, classes)
     cpu = time.process_time()
     fit(
         network,

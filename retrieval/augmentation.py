@@ -27,7 +27,7 @@ GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL and torchvision weigh R, G 
 HIDDEN_SHARE = 0.6  # most of an image that `hide_parts` takes away,
 HIDDEN_CHANCE = 0.125  # and from how many of them
 MIRRORED_SHARE = 0.8  # of the correct answers that must survive mirroring
-IMAGES_TO_JUDGE = 10_000
+IMAGES_TO_JUDGE, IMAGES_AT_ONCE = 10_000, 1_000
 
 
 def to_unit(images: Tensor) -> Tensor:
@@ -257,7 +257,7 @@ def named_augmentation(name: str, robust: str = "none") -> Augmentation:
     return augment if robust == "none" else lambda images, generator: harden(augment(images, generator), generator)
 
 
-def choose_augmentation(images: Tensor, labels: Tensor, asked: str = "auto") -> Choice:
+def choose_augmentation(images: Callable[[Tensor], Tensor], labels: Tensor, asked: str = "auto") -> Choice:
     """Decide whether training may mirror the images: does a mirrored image stay nearest to its class?
 
     Half of the images of each class make its mean picture; the other half are answered by the nearest mean, upright
@@ -266,12 +266,13 @@ def choose_augmentation(images: Tensor, labels: Tensor, asked: str = "auto") -> 
     mirrored.
 
     Args:
-        images: (n, 3, h, w) uint8, training images; at most about IMAGES_TO_JUDGE, evenly spaced, are used.
-        labels: (n,) int64.
-        asked: what the user asked for; anything but "auto" is taken as it is.
+        images: positions (b,) int64 -> (b, 3, h, w) uint8, training images; at most IMAGES_TO_JUDGE, evenly spaced, are
+            read, a few at a time.
+        labels: (n,) int64, theirs.
+        asked: what the user asked for; anything but "auto" is taken as it is, and no image is read.
 
     Returns:
-        A name of AUGMENTATIONS and why.
+        A name of AUGMENTATIONS and why; the fact `mirroring_harms` says whether it was seen to.
 
     Raises:
         ValueError: `asked` is neither "auto" nor a name of AUGMENTATIONS.
@@ -279,33 +280,45 @@ def choose_augmentation(images: Tensor, labels: Tensor, asked: str = "auto") -> 
     if asked != "auto":
         named_augmentation(asked)
         return Choice(asked, f"augmentation {asked}: asked for.", {})
-    chosen = evenly_spaced(len(images))
-    upright, mirrored, queries, chance = _mirror_test(images[chosen], labels[chosen])
+    chosen = evenly_spaced(len(labels))
+    small = torch.cat([_small_grey(images(positions)) for positions in chosen.split(IMAGES_AT_ONCE)])
+    upright, mirrored, queries, chance = _mirror_test(small, labels[chosen].to(small.device))
+    seen_at_all, harms = upright >= chance + 3 * (chance / max(queries, 1)) ** 0.5, mirrored < MIRRORED_SHARE * upright
     facts = {"upright_accuracy": upright, "mirrored_accuracy": mirrored, "chance": chance, "queries": queries}
+    facts |= {"mirroring_harms": seen_at_all and harms}
     seen = (
         f"the nearest class mean is right for {upright:.1%} of {queries:,} images and {mirrored:.1%} of their mirrors"
     )
-    if upright < chance + 3 * (chance / max(queries, 1)) ** 0.5:
+    if not seen_at_all:
         return Choice("shift", f"augmentation shift, no mirroring: {seen}, no better than chance: no evidence.", facts)
-    if mirrored < MIRRORED_SHARE * upright:
+    if harms:
         return Choice("shift", f"augmentation shift, no mirroring: {seen}.", facts)
     return Choice("crop_flip", f"augmentation crop_flip, mirroring allowed: {seen}.", facts)
 
 
 def evenly_spaced(count: int) -> Tensor:
-    """Of so many images those that an augmentation is chosen by, about IMAGES_TO_JUDGE: (at most count,) int64."""
-    return torch.arange(0, count, max(1, count // IMAGES_TO_JUDGE))
+    """Of so many images those that an augmentation is chosen by: (at most IMAGES_TO_JUDGE,) int64."""
+    return torch.arange(0, count, max(1, -(-count // IMAGES_TO_JUDGE)))
 
 
-def _mirror_test(images: Tensor, labels: Tensor) -> tuple[float, float, int, float]:
-    """Accuracy of nearest class means upright and mirrored, the number of queries, the accuracy of guessing."""
+def _small_grey(images: Tensor) -> Tensor:
+    """(b, 3, h, w) uint8 -> (b, 16, 16) float."""
+    return functional.adaptive_avg_pool2d(images.float().mean(dim=1), 16)
+
+
+def _mirror_test(small: Tensor, labels: Tensor) -> tuple[float, float, int, float]:
+    """Accuracy of nearest class means upright and mirrored, the number of queries, the accuracy of guessing.
+
+    Args:
+        small: (n, 16, 16) grey images.
+        labels: (n,) int64.
+    """
     order = torch.argsort(labels, stable=True)
-    images, (_, classes) = images[order], torch.unique(labels[order], return_inverse=True)
+    small, (_, classes) = small[order], torch.unique(labels[order], return_inverse=True)
     count = int(classes.max()) + 1
-    makes_means = torch.arange(len(images), device=images.device) % 2 == 0
-    small = functional.adaptive_avg_pool2d(images.float().mean(dim=1), 16)  # (n, 16, 16) grey
+    makes_means = torch.arange(len(small), device=small.device) % 2 == 0
     small = small - small[makes_means].mean(dim=0) / 2 - small[makes_means].mean(dim=0).flip(-1) / 2
-    sums = torch.zeros((count, 16, 16), device=images.device).index_add_(0, classes[makes_means], small[makes_means])
+    sums = torch.zeros((count, 16, 16), device=small.device).index_add_(0, classes[makes_means], small[makes_means])
     present = torch.bincount(classes[makes_means], minlength=count) > 0
     means = functional.normalize(sums.flatten(1), dim=1)
     answers = []

@@ -158,7 +158,7 @@ def choose_clusters(singular_values: np.ndarray, rows: int, classes: int) -> tup
         return blocks, f"the spectrum falls off after {blocks} blocks, by a factor of {ratios.max():.1f}"
     if not classes:
         return max(rows // IMAGES_PER_CLUSTER, 2), f"the spectrum shows no gap: {IMAGES_PER_CLUSTER} images a cluster"
-    most = max(rows // LEAST_IMAGES_PER_CLUSTER, 1)
+    most = max(rows // LEAST_IMAGES_PER_CLUSTER, 2)
     if CLUSTERS_PER_CLASS * classes <= most:
         return (
             CLUSTERS_PER_CLASS * classes,

@@ -49,12 +49,6 @@ def say(line: str) -> None:
         print(line, flush=True)
 
 
-def wait_for_all() -> None:
-    """Return when every process has come here."""
-    if world_size() > 1:
-        dist.barrier()
-
-
 def as_the_first_says(value: bool, device: torch.device) -> bool:
     """The value that the first process has; all must ask, and wait for one another. `device` is where they train."""
     if world_size() == 1:
@@ -95,11 +89,6 @@ def gather(tensor: Tensor) -> Tensor:
     parts = [torch.empty_like(tensor) for _ in range(world_size())]
     dist.all_gather(parts, tensor.contiguous())
     return torch.cat(parts)
-
-
-def gather_labels(labels: Tensor) -> Tensor:
-    """The labels of all processes in the order of their ranks: (b,) int64 -> (b * processes,) int64."""
-    return gather(labels)
 
 
 class _Gather(torch.autograd.Function):

@@ -78,7 +78,7 @@ class Acceptance:
 
     Attributes:
         level: the precision asked for.
-        reached: whether some similarity gives it in more than half of the trials on the validation queries.
+        reached: whether some similarity gives it in half of the trials on the validation queries or more.
         value: that similarity, the median of the trials; None when not reached.
         validation_queries: how many it was chosen on.
         validation_precision: share of right answers among those accepted there; None when not reached.

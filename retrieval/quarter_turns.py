@@ -43,11 +43,10 @@ class QuarterTurns:
 
 def turned(images: Tensor, turns: Tensor) -> Tensor:
     """Turn each image by its number of quarters, against the clock: (b, c, size, size) and (b,) int64 -> the same."""
-    result = images.clone(memory_format=torch.preserve_format)
+    result, turns = images, turns.to(images.device)[:, None, None, None]
     for turn in range(1, TURNS):
-        chosen = (turns == turn).to(images.device)
-        result[chosen] = images[chosen].rot90(turn, (2, 3))
-    return result
+        result = torch.where(turns == turn, images.rot90(turn, (2, 3)), result)
+    return result.contiguous(memory_format=torch.channels_last)
 
 
 def turned_labels(labels: Tensor) -> Tensor:
@@ -56,11 +55,12 @@ def turned_labels(labels: Tensor) -> Tensor:
     return torch.cat([labels + turn * classes for turn in range(TURNS)])
 
 
-def choose_quarter_turns(facts: ClassFacts, augmentation: str, asked: str = "auto") -> Choice:
+def choose_quarter_turns(facts: ClassFacts, augmentation: Choice, asked: str = "auto") -> Choice:
     """Whether turned images are to be further classes: where classes have few images and must not be mirrored.
 
     An image that must not be mirrored (choose_augmentation) is one whose position matters, as of characters: turned, it
-    is another one. With many images a class there is no want of them. On Omniglot it raises R@1 (docs/choices.md).
+    is another one. Where that was not seen, be it for want of evidence or since the augmentation was asked for, nothing
+    is turned. With many images a class there is no want of them. On Omniglot it raises R@1 (docs/choices.md).
 
     Args:
         facts: of the training images.
@@ -69,10 +69,11 @@ def choose_quarter_turns(facts: ClassFacts, augmentation: str, asked: str = "aut
     """
     if asked != "auto":
         return Choice(asked == "true", f"quarter turns as further classes: {asked}, asked for.", {})
-    few, upright = facts.images_per_class_median < FEW_IMAGES_PER_CLASS, not augmentation.startswith("crop_flip")
+    few = facts.images_per_class_median < FEW_IMAGES_PER_CLASS
+    upright = bool(augmentation.facts.get("mirroring_harms", False))
     seen = (
         f"a class has {facts.images_per_class_median:,} images (few are below {FEW_IMAGES_PER_CLASS}), which "
-        f"{'must not' if upright else 'may'} be mirrored"
+        f"{'must not be mirrored' if upright else 'were not seen to suffer from mirroring'}"
     )
     return Choice(
         few and upright, f"quarter turns as further classes: {'yes' if few and upright else 'no'}; {seen}.", {}

@@ -125,7 +125,7 @@ def choose_adjustment(
 ) -> Adjustment:
     """Choose way, gamma and strength of most R@1 on the validation rows; equal ones go to less and to the earlier.
 
-    Leaving the features as they are, and plain k-means, are controls: co-clustering is used only where it beats both.
+    Leaving the features as they are, and plain k-means, are controls: where either beats co-clustering it is used.
 
     Args:
         rows: (v, d) features of the validation images.

@@ -68,12 +68,16 @@ def mean_colour(dataset: Dataset) -> Tensor:
     return (torch.tensor(mean) * 255).round().to(torch.uint8)
 
 
-def open_datasets(folders: str) -> dict[str, Dataset]:
+def open_datasets(folders: str, resize: str = "crop") -> dict[str, Dataset]:
     """The dataset folders of a text, separated by commas, by the text that names each.
 
+    Args:
+        folders: the text.
+        resize: how the model's images were fitted; theirs must be alike.
+
     Raises:
-        ValueError: one is no dataset, is named twice, or cannot be measured: it has no two images of one class among
-            its test images (among all, where it has none for test), or only one class.
+        ValueError: one is no dataset, is named twice, was fitted in another way, or cannot be measured: its test images
+            (all, where it has none for test) have fewer than two classes of two images.
     """
     found: dict[str, Dataset] = {}
     for name in filter(None, (part.strip() for part in folders.split(","))):
@@ -87,10 +91,15 @@ def open_datasets(folders: str) -> dict[str, Dataset]:
                 "Give folders that prepare_data wrote, separated by commas."
             ) from error
         labels = found[name].labels[rows_to_measure(found[name])]
-        if not len(with_positive(labels)) or len(np.unique(labels)) < 2:
+        if len(np.unique(labels[with_positive(labels)])) < 2:
             raise ValueError(
-                f"further_datasets names '{name}', whose {len(labels):,} images have no two of one class, or one class "
-                "alone: nothing can be measured. Prepare it with more images to test on."
+                f"further_datasets names '{name}', whose {len(labels):,} images have fewer than two classes of two "
+                "images: nothing can be measured. Prepare it with more images to test on."
+            )
+        if found[name].resize != resize:
+            raise ValueError(
+                f"further_datasets names '{name}', whose images were fitted by resize={found[name].resize}, and the "
+                f"model's by resize={resize}. Prepare it with resize={resize}."
             )
     return found
 

@@ -100,8 +100,12 @@ def batch_shape(
         images_per_class: asked for, or 0.
 
     Raises:
-        ValueError: a batch too small for two classes of two images.
+        ValueError: more classes asked for than there are, or a batch too small for two classes of two images.
     """
+    if classes_per_batch > classes:
+        raise ValueError(
+            f"classes_per_batch is {classes_per_batch} and there are {classes} classes; ask for at most those."
+        )
     filled_classes = classes_per_batch or min(classes, batch_size // (images_per_class or IMAGES_OF_A_CLASS))
     filled_images = images_per_class or batch_size // max(filled_classes, 1)
     if filled_classes < 2 or filled_images < 2:

@@ -62,8 +62,14 @@ def score(folder: Path, dataset: Dataset, device: torch.device, batch_size: int)
     Images of another size than the model's are brought to it; its speed is then not measured.
 
     Raises:
-        ValueError: it is no model folder, or an embedding is not finite.
+        ValueError: it is no model folder, its images were fitted in another way, or an embedding is not finite.
     """
+    manifest = read_model_manifest(folder)
+    if (fitted := manifest.facts.get("resize", "crop")) != dataset.resize:
+        raise ValueError(
+            f"the champion was trained on images fitted by resize={fitted}, these are by resize={dataset.resize}: on "
+            f"them it would be judged worse than it is. Prepare the data with resize={fitted} to compare the two."
+        )
     embedder, rows = Embedder("champion", folder, dataset, device, batch_size), dataset.rows("test")
     size = embedder.model.config.image_size
     fits = size == dataset.image_size
@@ -72,9 +78,8 @@ def score(folder: Path, dataset: Dataset, device: torch.device, batch_size: int)
         raise ValueError("embeddings of the champion are not finite.")
     labels = torch.from_numpy(dataset.labels[rows])
     found = retrieval_metrics(embeddings.to(device), labels.to(device))
-    digest = read_model_manifest(folder).digest
     queries, nearest = rows[found.query_rows], rows[found.nearest]
-    return answers_of(dataset, queries, nearest, found.similarity, found.correct, embedder, digest)
+    return answers_of(dataset, queries, nearest, found.similarity, found.correct, embedder, manifest.digest)
 
 
 def champion_answers(

@@ -44,8 +44,8 @@ def self_train(
             before, labels = labels, reassign(embed(), clusters, seed + number)
             kept = agreement(before, labels)
             distributed.say(
-                f"{name}: round {number + 1} of {rounds}: {int(labels.max()) + 1} clusters, {kept:.1%} of the images "
-                "are with the majority of their former cluster."
+                f"{name}: round {number + 1} of {rounds}: {int(labels.max()) + 1} clusters; {kept:.1%} of the images "
+                "come from the cluster that most of their new one come from."
             )
         train(number, labels)
     return labels

@@ -100,7 +100,8 @@ def closed(images: Labelled, shares: Shares) -> list[str]:
     """The same classes everywhere: of each class a share of its images.
 
     The share is rounded; of a class of four images or more at least two are held out and two stay, since an image is
-    retrieved through another of its class. Of two or three images one is held out.
+    retrieved through another of its class. Of two or three images one is held out for testing, where the training
+    images may find it, and none for validation.
     """
     splits = ["train"] * len(images.classes)
     _stratified_to("test", splits, range(len(splits)), images, shares.test, shares.seed)
@@ -124,9 +125,15 @@ def disjoint(images: Labelled, shares: Shares) -> list[str]:
 SPLITTERS: dict[str, Callable[[Labelled, Shares], list[str]]] = {"own": own, "closed": closed, "disjoint": disjoint}
 
 
-def held_out_count(images: int, share: float) -> int:
-    """How many of a class's images are held out."""
-    if not share or images < 2:
+def held_out_count(images: int, share: float, alone: bool = True) -> int:
+    """How many of a class's images are held out.
+
+    Args:
+        images: of the class.
+        share: of them to hold out.
+        alone: whether one image may be held out by itself, or training be left with one.
+    """
+    if not share or images < (2 if alone else 4):
         return 0
     fewest = 2 if images >= 4 else 1
     return min(max(round(images * share), fewest), images - fewest)
@@ -141,7 +148,7 @@ def _stratified_to(
         members.setdefault(images.classes[row], []).append(row)
     for group in members.values():
         ranked = sorted(group, key=lambda row: _rank(seed, split, images.keys[row]))
-        for row in ranked[: held_out_count(len(group), share)]:
+        for row in ranked[: held_out_count(len(group), share, alone=split == "test")]:
             splits[row] = split
 
 

@@ -50,7 +50,7 @@ class Trials:
     Attributes:
         count: trials made.
         reached: share of them in which the level could be reached.
-        value: median of the thresholds; None when half of the trials or more cannot reach the level.
+        value: median of the thresholds; None when more than half of the trials cannot reach the level.
         low: lower end of the interval that holds 95 % of the trials; None when nearly no trial reaches the level.
         high: upper end; None when more than 2.5 % of the trials cannot reach the level: then it is open above.
         point: the threshold on the queries as they are, each once; None when it cannot be reached.

@@ -1,4 +1,4 @@
-"""The training loop, one for every step that trains: made for speed, never waiting for the device inside."""
+"""The training loop, one for every step that trains: made for speed, it does not wait for the device at every step."""
 
 import io
 import itertools
@@ -139,7 +139,8 @@ def fit(
     """Train a network, and the objective's own parameters, by SGD. Both are changed in place and end on the device.
 
     Under torchrun each process takes its share of every batch, outputs are gathered, and every process computes the
-    loss of the whole batch. Inside an epoch the device is waited for once in SECONDS_BETWEEN_READS, to read losses.
+    loss of the whole batch. Inside an epoch the loop waits for the device once in SECONDS_BETWEEN_READS, to read
+    losses; those that list their pairs wait for it at every step.
     The same seed gives the same weights on the same machine; the global random state is left as it was. So it is when a
     training is stopped at any moment and called again with the same checkpoint: it goes on at the state kept last, and
     on a CPU ends with the weights, bit for bit, of one that was not stopped.
@@ -160,7 +161,8 @@ def fit(
         objective_learning_rate_factor: times the rate for the objective's parameters (proxies).
         compile: run the network through torch.compile.
         averaged_from: share of the steps, from 0 to below 1, after which the mean of the weights begins that network
-            and objective have in the end (Izmailov et al., UAI 2018); None for those of the last step.
+            and objective have in the end (Izmailov et al., UAI 2018; differs: the running statistics of batch norm are
+            averaged as well, and not measured anew); None for those of the last step.
         checkpoint: where the state is kept now and then, and at the end, so that it need not be trained again; None for
             nowhere. The epochs of an earlier attempt are told to `on_epoch` again.
 
@@ -270,9 +272,9 @@ class _Kept:
     def resume(self) -> _Position:
         """Put the state that was kept last in the place of the present one; returns where the training goes on."""
         state = self._checkpoint.read() if self._checkpoint is not None else None
-        position = _Position(**state.facts["position"]) if state is not None else _Position()
+        position = _Position(**state.facts["position"]) if state is not None else _Position(-1, -1)
         where = torch.tensor([[position.epoch, position.step]], device=self._device)
-        if state is None or len(distributed.gather(where).unique(dim=0)) > 1:
+        if len(distributed.gather(where).unique(dim=0)) > 1 or state is None:  # every process gathers, with or without
             return _Position()  # one process cannot see what another does: all begin anew
         tensors, own = state.tensors, distributed.rank()
         self._trainer.restore(tensors)

@@ -57,7 +57,8 @@ def evaluate(
     query by query.
     """
     with step_run("evaluate", params) as run:
-        images, device, others = Dataset(dataset), pick_device(params.device), open_datasets(params.further_datasets)
+        images, device = Dataset(dataset), pick_device(params.device)
+        others = open_datasets(params.further_datasets, images.resize)
         run.set_tags({"rankone.device": describe(device)})
         print(
             f"evaluate: {len(images.rows('test')):,} test and {len(images.rows('validation')):,} validation images "

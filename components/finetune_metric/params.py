@@ -112,7 +112,7 @@ class Params:
         check_choices(self, network=("four_layer", *BACKBONES), loss=LOSSES, augment=AUGMENTATIONS, device=DEVICES)
         check_choices(self, pooling=POOLINGS, pool_kind=POOL_KINDS, robust=ROBUST, labels=LABELS)
         check_choices(self, adjust_by=ADJUST_BY, quarter_turns=QUARTER_TURNS)
-        check_least(self, dimension=1, batch_size=2, adjust_epochs=0, metric_epochs=0, label_rounds=1)
+        check_least(self, dimension=1, batch_size=2, adjust_epochs=0, metric_epochs=0, label_rounds=1, seed=0)
         self._check_layers()
         self._check_ratios()
         if not is_auto_or_number(self.learning_rate, LEAST_RATE):

@@ -10,7 +10,7 @@ from components.finetune_metric.params import Params
 from components.launch import InputPath, OutputPath, Outputs, launch
 from retrieval import distributed
 from retrieval.adjusting import adjusting_objective
-from retrieval.augmentation import choose_augmentation, evenly_spaced, named_augmentation
+from retrieval.augmentation import choose_augmentation, named_augmentation
 from retrieval.backbones import enlarged_size
 from retrieval.checkpoints import Checkpoints, open_checkpoints
 from retrieval.choices import Choice, choose_learning_rate, choose_loss, measure_classes
@@ -128,14 +128,16 @@ def targets_of(clusters: Clusters, rows: np.ndarray, data: Dataset) -> Tensor:
 
 def decide(params: Params, targets: Tensor, labels: Tensor, images: ImageBatches, run: StepRun) -> dict[str, Choice]:
     """Loss, rate, augmentation and quarter turns: as asked for, or as the data say; logged with the reasons."""
-    classes, per_class = batch_of(params, labels)
-    some, facts = evenly_spaced(len(labels)), measure_classes(targets, labels)
-    augment = choose_augmentation(images.get(some), labels[some].to(images.device), params.augment)
+    facts = measure_classes(targets, labels)
+    augment = choose_augmentation(images.get, labels, params.augment)
+    turns = choose_quarter_turns(facts, augment, params.quarter_turns)
+    classes, per_class = batch_of(params, turned_labels(labels) if turns.value else labels)
+    distributed.say(f"finetune_metric: batches of {classes:,} classes x {per_class} images.")
     chosen = {
         "loss": choose_loss(facts, params.loss),
         "learning_rate": choose_learning_rate(params.dimension, classes * per_class, params.learning_rate),
         "augment": augment,
-        "quarter_turns": choose_quarter_turns(facts, augment.value, params.quarter_turns),
+        "quarter_turns": turns,
     }
     for name, choice in chosen.items():
         distributed.say(f"finetune_metric: {choice.why}")
@@ -255,11 +257,10 @@ def train(
 
 def what_was_read(data: Dataset, labels: Tensor, targets: Tensor, params: Params, device: torch.device) -> str:
     """The line a step begins with."""
-    classes, per_class = batch_of(params, labels)
     return (
         f"finetune_metric: {len(data):,} images of {data.image_size} px, {len(labels):,} of "
-        f"{len(labels.unique()):,} classes to train on, in batches of {classes} classes x {per_class} images; targets "
-        f"of {targets.shape[1]} dimensions; {params.network}, d = {params.dimension}; {describe(device)}; "
+        f"{len(labels.unique()):,} classes to train on; targets of "
+        f"{targets.shape[1]} dimensions; {params.network}, d = {params.dimension}; {describe(device)}; "
         f"seed {params.seed}."
     )
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from components.finetune_softmax.params import Params
 from components.launch import InputPath, OutputPath, Outputs, launch
 from retrieval import distributed
-from retrieval.augmentation import choose_augmentation, evenly_spaced, named_augmentation
+from retrieval.augmentation import choose_augmentation, named_augmentation
 from retrieval.candidates import Candidate, Judge, better_of, joined_with_features
 from retrieval.checkpoints import Checkpoints, open_checkpoints
 from retrieval.cosine_layer import CosineLayer, class_centres
@@ -116,8 +116,7 @@ def fine_tune(
     checkpoints: Checkpoints,
 ) -> History:
     """Train the network and the layer with a falling rate, weight decay and smoothed labels; log the curve."""
-    some = evenly_spaced(len(labels))
-    augment = choose_augmentation(images.get(some), labels[some].to(images.device), params.augment)
+    augment = choose_augmentation(images.get, labels, params.augment)
     distributed.say(f"finetune_softmax: {images.describe()}; {augment.why}")
     run.log_params({"chosen_augment": augment.value})
     run.set_tags({"augment_why": augment.why})

@@ -10,7 +10,7 @@ from torch import Tensor
 from components.launch import InputPath, OutputPath, Outputs, launch
 from components.pretrain.params import Params
 from retrieval import distributed
-from retrieval.augmentation import choose_augmentation, evenly_spaced, named_augmentation
+from retrieval.augmentation import choose_augmentation, named_augmentation
 from retrieval.backbones import IMAGENET_MEAN, IMAGENET_STD, least_image_size
 from retrieval.checkpoints import Checkpoints, open_checkpoints
 from retrieval.class_layer import ClassLayer
@@ -107,8 +107,7 @@ def fine_tune(
     images = ImageBatches(data, train, device)
     _, labels = np.unique(data.labels[train], return_inverse=True)
     targets = torch.from_numpy(labels)
-    some = evenly_spaced(len(train))
-    augment = choose_augmentation(images.get(some), targets[some].to(device), params.augment)
+    augment = choose_augmentation(images.get, targets, params.augment)
     warmup = warmup_epochs(params)
     distributed.say(f"pretrain: {images.describe()}; {augment.why}")
     run.log_params({"pretrain_augment_chosen": augment.value, "pretrain_warmup_epochs_chosen": warmup})

@@ -334,6 +334,12 @@ def test_a_champion_for_another_size_of_image_is_scored_on_them_resized(made: Ma
     assert answers.images_per_second is None
 
 
+def test_a_champion_of_images_fitted_otherwise_is_not_scored(made: Made, tmp_path: Path) -> None:
+    save_model(tmp_path / "drawn", build_network(ModelConfig(image_size=8)), {}, {"resize": "drawing"})
+    with pytest.raises(ValueError, match="fitted by resize=drawing, these are by resize=crop"):
+        scoring.score(tmp_path / "drawn", made.data, torch.device("cpu"), 16)
+
+
 def test_a_champion_that_is_the_model_itself_or_cannot_be_read_is_not_scored(
     made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

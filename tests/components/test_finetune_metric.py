@@ -54,9 +54,8 @@ def test_the_network_learns_and_says_what_was_chosen(tmp_path: Path, capsys: pyt
     assert outputs["parameters"] == sum(parameter.numel() for parameter in model.parameters())
     assert read_model_manifest(tmp_path / "model").made_from["dataset"] == Dataset(dataset).digest
     shown = capsys.readouterr().out
-    assert (
-        "finetune_metric: 60 images of 8 px, 30 of 3 classes to train on, in batches of 3 classes x 5 images" in shown
-    )
+    assert "finetune_metric: 60 images of 8 px, 30 of 3 classes to train on; targets of 5 dimensions" in shown
+    assert "finetune_metric: batches of 3 classes x 5 images." in shown
     assert outputs["loss_why"] in shown
     assert outputs["learning_rate_why"] in shown
 

@@ -5,6 +5,7 @@ import pytest
 from components import knobs
 from components.co_cluster.params import NONNEGATIVE
 from components.finetune_metric.params import ADJUST_BY, LOSSES, POOL_KINDS, POOLINGS
+from operations.parameters import params_type, step_names
 from retrieval import adjusting, augmentation, backbones, devices, losses, networks, nonnegative, pooling
 
 
@@ -25,3 +26,9 @@ def test_choices_are_those_of_the_tables() -> None:
 )
 def test_auto_or_a_number_of_a_range(text: str, good: bool) -> None:
     assert knobs.is_auto_or_number(text, 0, 1) is good
+
+
+@pytest.mark.parametrize("step", [step for step in step_names() if "seed" in params_type(step).__dataclass_fields__])
+def test_a_seed_is_no_negative_number(step: str) -> None:
+    with pytest.raises(ValueError, match="seed is -1; it must be 0 or more"):
+        params_type(step)(seed=-1)

@@ -21,6 +21,7 @@ from retrieval.augmentation import (
     refilter,
     shift,
 )
+from retrieval.choices import Choice
 
 
 def images(count: int = 6, size: int = 16) -> Tensor:
@@ -196,6 +197,10 @@ def test_hidden_parts_are_a_block_a_strip_or_cells_of_a_grid_in_an_eighth_of_the
     assert min(found.values()) > 60
 
 
+def chosen(images: Tensor, labels: Tensor, asked: str = "auto") -> Choice:
+    return choose_augmentation(lambda positions: images[positions], labels, asked)
+
+
 def letters(mirrored_too: bool) -> tuple[Tensor, Tensor]:
     """Two classes in noise: a bar at the left or right, or at the top or bottom."""
     pixels = np.random.default_rng(0).integers(0, 80, (200, 3, 16, 16))
@@ -207,22 +212,24 @@ def letters(mirrored_too: bool) -> tuple[Tensor, Tensor]:
 
 
 def test_auto_mirrors_what_stays_nearest_to_its_class() -> None:
-    choice = choose_augmentation(*letters(mirrored_too=True))
+    choice = chosen(*letters(mirrored_too=True))
     assert choice.value == "crop_flip"
     assert "100.0% of 100 images and 100.0% of their mirrors" in choice.why
 
 
 def test_auto_never_mirrors_what_would_become_another_class() -> None:
-    choice = choose_augmentation(*letters(mirrored_too=False))
+    choice = chosen(*letters(mirrored_too=False))
     assert choice.value == "shift"
     assert choice.facts["mirrored_accuracy"] == 0
+    assert choice.facts["mirroring_harms"]
 
 
 def test_auto_does_not_mirror_without_evidence() -> None:
     labels = torch.from_numpy(np.random.default_rng(3).integers(0, 5, 60))
-    choice = choose_augmentation(images(60), labels)
+    choice = chosen(images(60), labels)
     assert choice.value == "shift"
     assert "no evidence" in choice.why
+    assert not choice.facts["mirroring_harms"]
 
 
 def test_auto_does_not_mirror_real_digits() -> None:
@@ -230,7 +237,7 @@ def test_auto_does_not_mirror_real_digits() -> None:
 
     digits = load_digits()
     pixels = torch.from_numpy((digits.images * 15).astype(np.uint8))[:, None].expand(-1, 3, -1, -1)
-    choice = choose_augmentation(pixels, torch.from_numpy(digits.target))
+    choice = chosen(pixels, torch.from_numpy(digits.target))
     assert choice.value == "shift"
     assert choice.facts["mirrored_accuracy"] < 0.5 * choice.facts["upright_accuracy"]
 
@@ -245,26 +252,27 @@ def test_auto_does_not_mirror_characters_of_many_classes_with_few_images() -> No
         for start, end in ends[label] + random.normal(scale=0.7, size=(3, 2, 2)):
             rows, columns = np.linspace(start, end, 60).round().astype(int).T.clip(0, 26)
             image[:, rows, columns] = image[:, rows + 1, columns] = image[:, rows, columns + 1] = 0
-    choice = choose_augmentation(torch.from_numpy(pixels), torch.from_numpy(labels))
+    choice = chosen(torch.from_numpy(pixels), torch.from_numpy(labels))
     assert choice.value == "shift"
     assert choice.facts["upright_accuracy"] > 0.5
     assert choice.facts["mirrored_accuracy"] < 0.5 * choice.facts["upright_accuracy"]
 
 
 def test_what_is_asked_for_is_taken() -> None:
-    assert choose_augmentation(*letters(mirrored_too=False), "crop_flip").value == "crop_flip"
+    choose_augmentation(lambda _: pytest.fail("no image need be read"), torch.arange(4), "none")
+    assert chosen(*letters(mirrored_too=False), "crop_flip").value == "crop_flip"
     with pytest.raises(ValueError, match="Unknown augmentation 'flop'; choose one of: none, shift"):
-        choose_augmentation(*letters(mirrored_too=False), "flop")
+        chosen(*letters(mirrored_too=False), "flop")
     with pytest.raises(ValueError, match="Unknown augmentation 'auto'"):
         named_augmentation("auto")
     with pytest.raises(ValueError, match="Unknown robust 'holes'; choose one of: none, missing"):
         named_augmentation("shift", "holes")
 
 
-@pytest.mark.parametrize("count", [1, 7, IMAGES_TO_JUDGE, 3 * IMAGES_TO_JUDGE, 1_000_003])
+@pytest.mark.parametrize("count", [1, 7, IMAGES_TO_JUDGE, 2 * IMAGES_TO_JUDGE - 1, 3 * IMAGES_TO_JUDGE, 1_000_003])
 def test_all_of_few_images_are_judged_and_some_of_many_from_the_first_to_the_last(count: int) -> None:
-    chosen = evenly_spaced(count)
-    assert min(count, IMAGES_TO_JUDGE) <= len(chosen) < 2 * IMAGES_TO_JUDGE
-    assert chosen.diff().unique().numel() <= 1
-    assert chosen[0] == 0
-    assert count - 1 - chosen[-1] < max(1, count // IMAGES_TO_JUDGE)
+    some = evenly_spaced(count)
+    assert min(count, IMAGES_TO_JUDGE // 2) <= len(some) <= IMAGES_TO_JUDGE
+    assert some.diff().unique().numel() <= 1
+    assert some[0] == 0
+    assert count - 1 - some[-1] < -(-count // IMAGES_TO_JUDGE)

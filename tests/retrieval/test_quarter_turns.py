@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from retrieval.choices import measure_classes
+from retrieval.choices import Choice, measure_classes
 from retrieval.dataset import Dataset
 from retrieval.image_batches import ImageBatches
 from retrieval.quarter_turns import TURNS, QuarterTurns, choose_quarter_turns, turned, turned_labels
@@ -47,12 +47,18 @@ def test_turns_of_a_class_are_classes_of_their_own(dataset: Dataset) -> None:
 
 
 @pytest.mark.parametrize(
-    ("images_of_a_class", "augmentation", "expected"),
-    [(12, "shift", True), (12, "shift_erase", True), (12, "crop_flip", False), (25, "shift", False)],
+    ("images_of_a_class", "seen", "expected"),
+    [
+        (12, {"mirroring_harms": True}, True),
+        (12, {"mirroring_harms": False}, False),  # may be mirrored, or nothing was seen
+        (12, {}, False),  # the augmentation was asked for
+        (25, {"mirroring_harms": True}, False),
+    ],
 )
 def test_few_images_that_must_not_be_mirrored_are_turned(
-    images_of_a_class: int, augmentation: str, expected: bool
+    images_of_a_class: int, seen: dict[str, bool], expected: bool
 ) -> None:
+    augmentation = Choice("shift", "augmentation shift", seen)
     facts = measure_classes(torch.eye(4), torch.tensor([0, 0, 1, 1]))
     facts = dataclasses.replace(facts, images_per_class_median=images_of_a_class)
     assert choose_quarter_turns(facts, augmentation).value is expected

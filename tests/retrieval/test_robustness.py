@@ -145,9 +145,12 @@ def test_folders_that_cannot_be_measured_are_refused_by_name(data: Dataset, tmp_
         open_datasets(f"{data.folder},{tmp_path / 'nothing'}")
     lonely = dataset_of(tmp_path / "lonely", ["test"] * 3)
     single = dataset_of(tmp_path / "single", ["test"] * 3, classes=1)
-    for other in (lonely, single):
+    one_pair = dataset_of(tmp_path / "one pair", ["train"] * 2 + ["test"] * 3, classes=2)  # two classes, one query's
+    for other in (lonely, single, one_pair):
         with pytest.raises(ValueError, match=f"{other.folder.name}', whose 3 images"):
             open_datasets(str(other.folder))
+    with pytest.raises(ValueError, match=r"were fitted by resize=crop, and the model's by resize=drawing"):
+        open_datasets(str(data.folder), resize="drawing")
 
 
 def test_images_with_another_of_their_class() -> None:

@@ -104,7 +104,8 @@ def test_the_shape_of_a_batch_is_filled_from_its_size() -> None:
     assert batch_shape(10, 128) == (10, 12)
     assert batch_shape(10, 128, images_per_class=8) == (10, 8)
     assert batch_shape(100, 128, classes_per_batch=16) == (16, 8)
-    assert batch_shape(3, 128, 50, 2) == (50, 2)  # refused by the sampler, which knows why
+    with pytest.raises(ValueError, match="classes_per_batch is 50 and there are 3 classes; ask for at most those"):
+        batch_shape(3, 128, 50, 2)
     with pytest.raises(ValueError, match="raise batch_size"):
         batch_shape(10, 6)
 

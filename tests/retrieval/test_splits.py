@@ -47,6 +47,15 @@ def test_small_classes_keep_pairs_on_both_sides(count, expected):
     assert held_out_count(count, 0.2) == expected
 
 
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [(2, (1, 0, 1)), (3, (2, 0, 1)), (4, (2, 0, 2)), (5, (3, 0, 2)), (6, (2, 2, 2)), (10, (6, 2, 2))],
+)
+def test_of_a_small_class_none_is_held_out_for_validation(count, expected):
+    splits = Counter(assign_splits("closed", images({"a": count, "b": 50}), SHARES)[:count])
+    assert tuple(splits[split] for split in ("train", "validation", "test")) == expected
+
+
 @given(st.integers(2, 2000), st.floats(0.001, 0.999))
 def test_something_is_left_on_both_sides(count, share):
     held_out = held_out_count(count, share)
