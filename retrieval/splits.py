@@ -6,6 +6,7 @@ class moves no image of another.
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -68,6 +69,26 @@ def assign_splits(split: str, images: Labelled, shares: Shares) -> list[str]:
     if split not in SPLITTERS:
         raise ValueError(f"Unknown split '{split}'; choose one of: {', '.join(SPLITTERS)}.")
     return SPLITTERS[split](images, shares)
+
+
+def check_measurable(splits: Sequence[str], classes: Sequence[str]) -> None:
+    """Refuse test images of which R@1 could not be measured, before anything is trained; none at all are allowed.
+
+    Args:
+        splits: of each image.
+        classes: their names.
+
+    Raises:
+        ValueError: fewer than two classes have two test images.
+    """
+    of_class = Counter(name for name, split in zip(classes, splits, strict=True) if split == "test")
+    pairs = sum(count > 1 for count in of_class.values())
+    if of_class and pairs < 2:
+        raise ValueError(
+            f"The {of_class.total():,} test images have {pairs} class(es) of two images or more; R@1 is measured among "
+            "them and takes two such classes. Give more images of a class (4 or more), more classes, or a larger "
+            "test_fraction."
+        )
 
 
 def own(images: Labelled, shares: Shares) -> list[str]:

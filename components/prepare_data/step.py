@@ -16,7 +16,7 @@ from retrieval.images import Limits
 from retrieval.indexing import index_of
 from retrieval.quarantine import check_fraction, quarantine
 from retrieval.sources import Record, Source, SourceOptions, limit_classes, open_source
-from retrieval.splits import Labelled, Shares, assign_splits
+from retrieval.splits import Labelled, Shares, assign_splits, check_measurable
 from retrieval.staging import Decoding, stage, staged_images
 from retrieval.tracking import step_run
 
@@ -45,6 +45,7 @@ def prepare_data(params: Params, dataset: OutputPath, data_report: OutputPath) -
             params.test_fraction, params.validation_fraction, params.seed, params.class_order, params.disjoint_by
         )
         splits = assign_splits(params.split, labelled, shares)
+        check_measurable(splits, labelled.classes)
 
         index, class_names = index_of(records, seen, rows, splits)
         report = describe(source, records, seen, quarantined, index, settings(params))

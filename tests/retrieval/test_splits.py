@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrieval.splits import CLASS_ORDERS, SPLITTERS, Labelled, Shares, assign_splits, held_out_count
+from retrieval.splits import CLASS_ORDERS, SPLITTERS, Labelled, Shares, assign_splits, check_measurable, held_out_count
 
 SHARES = Shares(test=0.2, validation=0.1, seed=0)
 
@@ -54,6 +54,19 @@ def test_small_classes_keep_pairs_on_both_sides(count, expected):
 def test_of_a_small_class_none_is_held_out_for_validation(count, expected):
     splits = Counter(assign_splits("closed", images({"a": count, "b": 50}), SHARES)[:count])
     assert tuple(splits[split] for split in ("train", "validation", "test")) == expected
+
+
+@pytest.mark.parametrize("sizes", [{"a": 3, "b": 3, "c": 2}, {"a": 40, "b": 3}])
+def test_a_test_part_that_cannot_be_measured_is_refused(sizes):
+    given_images = images(sizes)
+    splits = assign_splits("closed", given_images, SHARES)
+    with pytest.raises(ValueError, match=r"class\(es\) of two images or more; .* Give more images of a class"):
+        check_measurable(splits, given_images.classes)
+
+
+def test_a_test_part_of_two_pairs_can_be_measured_and_so_can_none():
+    check_measurable(["test"] * 4 + ["train"], ["a", "b", "a", "b", "c"])
+    check_measurable(["train"] * 4, ["a", "b", "a", "b"])
 
 
 @given(st.integers(2, 2000), st.floats(0.001, 0.999))
