@@ -9,7 +9,7 @@ from typing import Any
 
 DEVICES = ("auto", "cpu", "cuda")
 AUGMENTATIONS = (
-    "auto", "none", "shift", "shift_colour", "shift_erase", "shift_patch", "shift_rand",
+    "auto", "none", "shift", "shift_colour", "shift_erase", "shift_patch", "warp", "shift_rand",
     "crop_flip", "crop_flip_colour", "crop_flip_erase", "crop_flip_patch", "crop_flip_rand",
 )  # fmt: skip
 ROBUST = ("none", "missing")

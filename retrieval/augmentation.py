@@ -23,6 +23,10 @@ SHEAR = 0.3
 TRANSLATION = 0.2  # of the side, either way, beyond the SHIFT of a crop
 BLEND = 0.9  # brightness, contrast, saturation and sharpness are 1 - BLEND to 1 + BLEND times what they were
 POSTERIZED_BITS = (4, 7)  # kept of each colour's 8
+WARP_ROTATION = 10.0  # degrees, either way
+WARP_SHEAR = WARP_SCALE = 0.15
+WARP_SHIFT, WARP_BEND = 0.05, 0.025  # of the side: either way, and the standard deviation of
+WARP_KNOTS = 5  # by as many points, between which the bend is smooth
 GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL and torchvision weigh R, G and B
 HIDDEN_SHARE = 0.6  # most of an image that `hide_parts` takes away,
 HIDDEN_CHANCE = 0.125  # and from how many of them
@@ -158,6 +162,31 @@ def move(images: Tensor, geometry: Tensor, strengths: Tensor) -> Tensor:
     return moved.contiguous(memory_format=torch.channels_last)
 
 
+def warp(images: Tensor, generator: Generator) -> Tensor:
+    """Turn, shear, scale, shift and bend each image a little, all in one resampling; what enters repeats the border.
+
+    What another hand, or another pen, does to a character; the bend is after Simard et al. (ICDAR 2003), whose field of
+    random steps is smoothed by a Gaussian, and here drawn at WARP_KNOTS x WARP_KNOTS points with cubics between them.
+
+    Args:
+        images: (b, 3, h, w) float, square.
+        generator: of the images' device.
+    """
+    count, _, height, width = images.shape
+    angle, wide, high, shear, across, down = 2 * torch.rand((6, count), generator=generator, device=images.device) - 1
+    angle, shear = math.radians(WARP_ROTATION) * angle, WARP_SHEAR * shear
+    wide, high = 1 + WARP_SCALE * wide, 1 + WARP_SCALE * high
+    across, down = 2 * WARP_SHIFT * across, 2 * WARP_SHIFT * down  # the grid goes from -1 to 1
+    first_row = torch.stack([angle.cos() * wide, shear - angle.sin(), across], dim=1)
+    second_row = torch.stack([angle.sin(), angle.cos() * high, down], dim=1)
+    grid = functional.affine_grid(torch.stack([first_row, second_row], dim=1), list(images.shape), align_corners=False)
+    knots = torch.randn((count, 2, WARP_KNOTS, WARP_KNOTS), generator=generator, device=images.device)
+    bend = functional.interpolate(2 * WARP_BEND * knots, (height, width), mode="bicubic", align_corners=True)
+    grid = grid + bend.permute(0, 2, 3, 1)
+    moved = functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    return moved.contiguous(memory_format=torch.channels_last)
+
+
 def refilter(images: Tensor, choice: Tensor, strengths: Tensor) -> Tensor:
     """Change the colours or the sharpness of each image.
 
@@ -226,6 +255,7 @@ AUGMENTATIONS: dict[str, Augmentation] = {
     "shift_colour": lambda images, generator: recolour(shift_only(images, generator), generator),
     "shift_erase": lambda images, generator: erase(shift_only(images, generator), generator),
     "shift_patch": lambda images, generator: patch(shift_only(images, generator), generator),
+    "warp": lambda images, generator: warp(to_unit(images), generator),
     "shift_rand": lambda images, generator: rand_augment(shift_only(images, generator), generator),
     "crop_flip": crop_flip,
     "crop_flip_colour": lambda images, generator: recolour(crop_flip(images, generator), generator),

@@ -30,6 +30,26 @@ def normalised_softmax(
     return F.cross_entropy(scale * _cosines(embeddings, proxies), labels, label_smoothing=label_smoothing)
 
 
+def cosine_margin(
+    embeddings: Tensor, labels: Tensor, proxies: Tensor, *, scale: float = 24.0, margin: float = 0.2
+) -> Tensor:
+    """Classify by the cosine to one proxy a class, that of the own class lessened by a margin. CosFace, CVPR 2018.
+
+    An image is right only when its own class is nearer by the margin: classes leave room between them, in which classes
+    that are met later find a place.
+
+    Args:
+        embeddings: (b, d).
+        labels: (b,) int64 in 0..c-1.
+        proxies: (c, d).
+        scale: of the cosines, the inverse of the temperature.
+        margin: taken off the cosine to the own proxy.
+    """
+    cosines = _cosines(embeddings, proxies)
+    own = F.one_hot(labels, len(proxies)).to(cosines.dtype)
+    return F.cross_entropy(scale * (cosines - margin * own), labels)
+
+
 def contrastive(
     embeddings: Tensor, labels: Tensor, *, positive_margin: float = 0.25, negative_margin: float = 0.65
 ) -> Tensor:
@@ -211,6 +231,7 @@ class Loss:
 
 LOSSES: dict[str, Loss] = {
     "normalised_softmax": Loss(normalised_softmax, uses_proxies=True, uses_pairs=False),
+    "cosine_margin": Loss(cosine_margin, uses_proxies=True, uses_pairs=False),
     "contrastive": Loss(contrastive, uses_proxies=False, uses_pairs=True),
     "triplet": Loss(triplet, uses_proxies=False, uses_pairs=True),
     "multi_similarity": Loss(multi_similarity, uses_proxies=False, uses_pairs=True),

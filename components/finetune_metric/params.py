@@ -16,8 +16,8 @@ from components.knobs import (
 
 LEAST_RATE = 1e-12
 LOSSES = (
-    *("auto", "normalised_softmax", "contrastive", "triplet", "multi_similarity", "proxy_anchor", "recall_at_k"),
-    *("softmax_multi_similarity", "softmax_triplet"),
+    *("auto", "normalised_softmax", "cosine_margin", "contrastive", "triplet", "multi_similarity", "proxy_anchor"),
+    *("recall_at_k", "softmax_multi_similarity", "softmax_triplet"),
 )
 POOLINGS = ("auto", "gem", "average", "max", "flatten")
 POOL_KINDS = ("max", "average")
@@ -48,8 +48,8 @@ class Params:
         pooling: how the last map becomes a vector: gem, average, max or flatten; auto is flatten for four_layer, gem
             for the others.
         batch_norm: whether batch norm follows each convolution of four_layer.
-        loss: auto (chosen from the classes), normalised_softmax, contrastive, triplet, multi_similarity, proxy_anchor,
-            recall_at_k, softmax_multi_similarity or softmax_triplet.
+        loss: auto (chosen from the classes), normalised_softmax, cosine_margin, contrastive, triplet, multi_similarity,
+            proxy_anchor, recall_at_k, softmax_multi_similarity or softmax_triplet.
         learning_rate: auto (from the dimension and the batch), or the highest rate of SGD.
         adjust_epochs: passes over the training images in which the network is drawn to the adjusted features.
         adjust_by: what draws it there: relations (cosines among images), clusters (soft labels for a softmax layer over

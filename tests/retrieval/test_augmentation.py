@@ -20,6 +20,7 @@ from retrieval.augmentation import (
     recolour,
     refilter,
     shift,
+    warp,
 )
 from retrieval.choices import Choice
 
@@ -146,6 +147,22 @@ def test_every_operation_is_what_torchvision_calls_so(name: str, strength: float
     for image, original in zip(result, smooth, strict=True):
         torch.testing.assert_close(image[inner], as_torchvision(name, original, strength)[inner], atol=2e-4, rtol=0)
         assert not torch.allclose(image, original, atol=1e-3)
+
+
+def test_a_warp_moves_no_pixel_far_and_every_image_its_own_way() -> None:
+    """A spot at the middle of a black image stays near it, whatever the warp does."""
+    batch = torch.zeros((200, 3, 33, 33))
+    batch[:, :, 15:18, 15:18] = 1
+    warped = warp(batch, Generator().manual_seed(0))[:, 0]
+    places = torch.arange(33.0) - 16
+    mass = warped.sum(dim=(1, 2))
+    rows, columns = ((warped.sum(dim=axis) * places).sum(1) / mass for axis in (2, 1))
+    moved = torch.stack([rows, columns])
+    assert moved.abs().max() < 33 * 0.15
+    assert moved.std() > 33 * 0.02
+    assert moved.mean().abs() < 33 * 0.01
+    assert (mass / 9).std() > 0.05, "some grow, some shrink"
+    assert moved[0].unique().numel() == 200
 
 
 def test_each_image_gets_its_own_operation_and_no_strength_changes_nothing() -> None:

@@ -55,6 +55,14 @@ def loop_normalised_softmax(x, y, proxies, scale=16.0, label_smoothing=0.1):
     return total / len(x)
 
 
+def loop_cosine_margin(x, y, proxies, scale=24.0, margin=0.2):
+    total = 0.0
+    for row, label in zip(x, y, strict=True):
+        logits = [scale * (cosine(row, proxy) - margin * (c == label)) for c, proxy in enumerate(proxies)]
+        total += math.log(sum(math.exp(logit) for logit in logits)) - logits[label]
+    return total / len(x)
+
+
 def loop_contrastive(x, y, positive_margin=0.25, negative_margin=0.65):
     pull, push = [], []
     for i in range(len(x)):
@@ -127,6 +135,7 @@ def loop_softmax_triplet(x, y, proxies, weight=1.0):
 
 LOOPS = {
     "normalised_softmax": loop_normalised_softmax,
+    "cosine_margin": loop_cosine_margin,
     "contrastive": loop_contrastive,
     "triplet": loop_triplet,
     "multi_similarity": loop_multi_similarity,
@@ -166,6 +175,12 @@ def peer_normalised_softmax(embeddings, labels, proxies):
     return peer(embeddings, labels)
 
 
+def peer_cosine_margin(embeddings, labels, proxies):
+    peer = peer_losses.CosFaceLoss(CLASSES, DIMENSION, margin=0.2, scale=24)
+    peer.W.data = proxies.T.clone()
+    return peer(embeddings, labels)
+
+
 def peer_proxy_anchor(embeddings, labels, proxies):
     peer = peer_losses.ProxyAnchorLoss(CLASSES, DIMENSION, margin=0.1, alpha=32)
     peer.proxies.data = proxies.clone()
@@ -188,6 +203,7 @@ def peer_multi_similarity(embeddings, labels, _):
 
 PEERS = {
     "normalised_softmax": (peer_normalised_softmax, {"label_smoothing": 0.0}),
+    "cosine_margin": (peer_cosine_margin, {}),
     "contrastive": (peer_contrastive, {}),
     "triplet": (peer_triplet, {}),
     "multi_similarity": (peer_multi_similarity, {}),
@@ -333,7 +349,7 @@ def test_a_batch_without_positive_pairs_is_refused_by_losses_that_use_pairs(name
 
 
 def test_an_unknown_loss_option_or_label_is_refused_with_the_choices():
-    with pytest.raises(ValueError, match=r"Unknown loss 'tripplet'; choose one of: normalised_softmax, contrastive"):
+    with pytest.raises(ValueError, match=r"Unknown loss 'tripplet'; choose one of: normalised_softmax, cosine_margin"):
         MetricObjective("tripplet", 3, 2)
     with pytest.raises(ValueError, match=r"triplet has no option 'margn'; choose from: margin"):
         MetricObjective("triplet", 3, 2, margn=0.1)
