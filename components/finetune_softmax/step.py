@@ -58,28 +58,31 @@ def finetune_softmax(
             return {}
         accuracy = validation_accuracy(network, layer, data, names, device)
         after = judge.candidate("after", network, judge.embed(network, "after"))
-        better = better_of(before, after)
-        chosen = joined_with_features(params.join, better, judge, backbone, features)
+        chosen = joined_with_features(params.join, better_of(before, after), judge, backbone, features)
         numbers = {"images_per_second": round(history.images_per_second, 1), "softmax_loss": history.loss}
         numbers |= accuracy | validation_numbers(before, after, chosen)
         run.log_metrics(numbers)
-        why = {
-            "softmax_why": what_it_did(before, after, better),
-            "joined_why": chosen.joined_why,
-            "refinement_why": chosen.refinement_why,
-        }
+        decided = decisions(before, after, chosen)
+        why = {name: str(reason) for name, reason in decided.items() if name.endswith("_why")}
         for sentence in why.values():
             distributed.say(f"finetune_softmax: {sentence}")
         run.set_tags(why)
         described = {"epochs": params.softmax_epochs, "dimension": chosen.model.dimension, **numbers}
-        config = chosen.model.config
-        decided = why | {
-            "softmax": "fine-tuned" if better is after else "as it came",
-            "joined": config.joined_share if config.joined else "none",
-            "refinement": config.refined_strength if config.refined_dimension else "none",
-        }
         save_model(tuned_model, chosen.model.cpu(), made_from, described | decided | {"resize": data.resize})
     return {"tuned_model": described}
+
+
+def decisions(before: Candidate, after: Candidate, chosen: Candidate) -> dict[str, str | float]:
+    """What was decided on the way to the model that goes on, each with its reason."""
+    better, config = better_of(before, after), chosen.model.config
+    return {
+        "softmax": "fine-tuned" if better is after else "as it came",
+        "softmax_why": what_it_did(before, after, better),
+        "joined": config.joined_share if config.joined else "none",
+        "joined_why": chosen.joined_why,
+        "refinement": config.refined_strength if config.refined_dimension else "none",
+        "refinement_why": chosen.refinement_why,
+    }
 
 
 def validation_numbers(before: Candidate, after: Candidate, chosen: Candidate) -> dict[str, float]:
