@@ -23,7 +23,7 @@ from retrieval.evaluation import IMAGES, QUERIES, REFERENCE, Evaluation, Feature
 from retrieval.feature_map import feature_map
 from retrieval.features import load_features
 from retrieval.manifest import Manifest
-from retrieval.measurement import Embed, Options, judge
+from retrieval.measurement import Embed, Judged, Options, judge
 from retrieval.model_folder import read_model_manifest
 from retrieval.pictures import taken, wanted
 from retrieval.report import render_report
@@ -87,22 +87,13 @@ def evaluate(
             )
         last = models["finetune_softmax"]
         measured = replace(
-            judged.evaluation,
+            in_full(judged, last, images, others, params),
             speeds=speeds(judged.evaluation, artifacts, models),
             feature_learning=what_is_kept(vectors.values, judged.embeddings, images, params.seed),
-            missing_parts=missing_parts(last, images, judged.embeddings, params.occlusion_queries, params.seed),
-            further_datasets=tuple(
-                further_dataset(name, other, last, params.bootstrap_resamples, params.seed)
-                for name, other in others.items()
-            ),
-            training_images=len(images.rows("train")),
         )
         digests = {name: manifest.digest for name, manifest in artifacts.items()}
         digests |= {f"further dataset {name}": other.digest for name, other in others.items()}
-        query, nearest, similarity, correct = (
-            judged.queries[name].to_numpy() for name in ("query", "nearest", "similarity", "correct")
-        )
-        answers = answers_of(images, query, nearest, similarity, correct, last, measured.model_digest)
+        answers = own_answers(judged, images, last)
         champion = champion_answers(
             registry.champion(params.registered_model), answers, images, device, params.batch_size
         )
@@ -122,6 +113,29 @@ def evaluate(
         run.log_artifact(report, name="report.html")
         run.log_artifact(evaluation / QUERIES)
     return {"evaluation": metadata, "report": {"recall_at_1": measured.recall_at_1}}
+
+
+def in_full(
+    judged: Judged, model: Embedder, images: Dataset, others: Mapping[str, Dataset], params: Params
+) -> Evaluation:
+    """What was judged, with the model on images of which parts are missing and on further datasets."""
+    return replace(
+        judged.evaluation,
+        missing_parts=missing_parts(model, images, judged.embeddings, params.occlusion_queries, params.seed),
+        further_datasets=tuple(
+            further_dataset(name, other, model, params.bootstrap_resamples, params.seed)
+            for name, other in others.items()
+        ),
+        training_images=len(images.rows("train")),
+    )
+
+
+def own_answers(judged: Judged, images: Dataset, model: Embedder) -> Answers:
+    """The model's answer to every query, for the comparison with the champion's."""
+    query, nearest, similarity, correct = (
+        judged.queries[name].to_numpy() for name in ("query", "nearest", "similarity", "correct")
+    )
+    return answers_of(images, query, nearest, similarity, correct, model, judged.evaluation.model_digest)
 
 
 def keep_for_later(evaluation: Path, images: Dataset, measured: Evaluation, embeddings: np.ndarray) -> None:
