@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 
 from retrieval.answer_records import find_answers, record_answers, record_pictures
@@ -17,11 +18,12 @@ from retrieval.answers import Answers, in_order, same_queries
 from retrieval.dataset import Dataset
 from retrieval.devices import pick_device
 from retrieval.embedder import Embedder
+from retrieval.evaluation import IMAGES
 from retrieval.measurement import digest_of_test
 from retrieval.metrics import retrieval_metrics
 from retrieval.model_folder import read_model_manifest
 from retrieval.pictures import save_pictures, taken, wanted
-from retrieval.registry import ModelVersion, fetch_model, versions_of
+from retrieval.registry import ModelVersion, fetch_file, fetch_model, versions_of
 from retrieval.robustness import resized
 from retrieval.tracking import TrackingError, exchange_folder
 
@@ -111,15 +113,38 @@ def champion_answers(
     try:
         with exchange_folder() as temporary:
             answers = score(fetch_model(champion, Path(temporary)), dataset, device, batch_size)
+            known = trained_on(champion, dataset, Path(temporary))
     except (ValueError, TrackingError) as error:
         print(f"{name} cannot be scored on these test images: {error}", flush=True)
         return None
     print(f"{name} is scored on these test images for the first time: R@1 {answers.recall_at_1:.4f}", flush=True)
+    if known:
+        print(
+            f"{name} was trained on {known:,} of these {len(dataset.rows('test')):,} test images, which favours it; "
+            "with the same seed and fractions an image stays on its side.",
+            flush=True,
+        )
     try:
         record_answers(champion, answers)
     except TrackingError as error:
         print(f"{name} keeps no record of it, and is scored again next time: {error}", flush=True)
     return answers
+
+
+def trained_on(champion: ModelVersion, dataset: Dataset, folder: Path) -> int:
+    """How many of the test images the champion was trained on; 0 where its images are not recorded.
+
+    Args:
+        champion: the version.
+        dataset: whose test images are meant.
+        folder: an existing one, for what is fetched.
+    """
+    listed = fetch_file(champion, f"data/{IMAGES}", folder)
+    if listed is None:
+        return 0
+    images = pq.read_table(listed, columns=["sha256", "split"]).to_pylist()
+    trained = {image["sha256"] for image in images if image["split"] == "train"}
+    return len(trained & set(dataset.index["sha256"].take(dataset.rows("test")).to_pylist()))
 
 
 def score_version(name: str, number: int, folder: Path, device: str, batch_size: int, pictures: int) -> Answers:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -323,6 +324,20 @@ def test_the_champion_is_scored_once_on_the_same_images(
     again = evaluate(params, **made.paths(evaluation=tmp_path / "second", report=tmp_path / "page"))
     assert again["evaluation"]["champion_recall_at_1"] == champion.recall_at_1
     assert "was scored on these test images before" in capsys.readouterr().out
+
+
+def test_a_champion_that_was_trained_on_test_images_is_scored_and_that_is_said(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    version = champion_of("favoured", made.folder / "model")
+    test = made.data.index.take(made.data.rows("test"))
+    splits = ["train"] * 4 + ["test"] * (len(test) - 4)  # another seed had split them
+    listed = pa.table({"sha256": test["sha256"], "split": splits})
+    pq.write_table(listed, tmp_path / "images.parquet")
+    registry.keep_file(version, tmp_path / "images.parquet", "data/images.parquet")
+    params = Params(**FEW, registered_model="favoured")
+    evaluate(params, **made.paths(evaluation=tmp_path / "evaluation", report=tmp_path / "report"))
+    assert f"was trained on 4 of these {len(test)} test images, which favours it" in capsys.readouterr().out
 
 
 def test_a_champion_for_another_size_of_image_is_scored_on_them_resized(made: Made, tmp_path: Path) -> None:
