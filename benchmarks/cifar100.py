@@ -44,8 +44,15 @@ def main() -> int:
 
 
 def latest_result() -> Path:
-    """What the last run of this home recorded."""
-    return max((home() / "runs").glob("*/result.json"), key=lambda path: path.stat().st_mtime_ns)
+    """What the last run of this home recorded.
+
+    Raises:
+        ValueError: no run was ever recorded there.
+    """
+    results = list((home() / "runs").glob("*/result.json"))
+    if not results:
+        raise ValueError(f"{home() / 'runs'} holds no run; start one first, e.g. `rankone run --recipe digits`.")
+    return max(results, key=lambda path: path.stat().st_mtime_ns)
 
 
 if __name__ == "__main__":
