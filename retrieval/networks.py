@@ -12,7 +12,7 @@ MAP_POOLS: dict[str, type[nn.MaxPool2d] | type[nn.AvgPool2d]] = {"max": nn.MaxPo
 
 
 class FourLayer(nn.Module):
-    """The paper's network: three convolutions, each with a pooling, batch norm and ReLU, and a linear layer.
+    """The default network: three convolutions, each with a pooling, batch norm and ReLU, and a linear layer.
 
     Pooled first, norm and ReLU have a quarter of the map to go over, which training on a CPU is much faster for.
     """
