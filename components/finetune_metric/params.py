@@ -1,6 +1,6 @@
 """The knobs of finetune_metric."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from components.knobs import (
     AUGMENTATIONS,
@@ -25,6 +25,8 @@ QUARTER_TURNS = ("auto", "true", "false")
 ADJUST_BY = ("relations", "clusters", "centres")
 RATIO = 2.0  # alpha and beta where nothing else is said: the usual doubling wherever the map is halved
 RATIO_LIMIT = 1000.0  # far beyond any network; no count of channels overflows
+FOUR_LAYER = "four_layer"
+FOUR_LAYER_KNOBS = ("channels", "alpha", "beta", "kernels", "strides", "paddings", "pools", "pool_kind", "batch_norm")
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class Params:
         device: auto, cpu or cuda.
     """
 
-    network: str = "four_layer"
+    network: str = FOUR_LAYER
     dimension: int = 256
     channels: tuple[int, ...] = (64,)
     alpha: float = RATIO
@@ -109,12 +111,13 @@ class Params:
 
     def __post_init__(self) -> None:
         check_checkpoints(self)
-        check_choices(self, network=("four_layer", *BACKBONES), loss=LOSSES, augment=AUGMENTATIONS, device=DEVICES)
+        check_choices(self, network=(FOUR_LAYER, *BACKBONES), loss=LOSSES, augment=AUGMENTATIONS, device=DEVICES)
         check_choices(self, pooling=POOLINGS, pool_kind=POOL_KINDS, robust=ROBUST, labels=LABELS)
         check_choices(self, adjust_by=ADJUST_BY, quarter_turns=QUARTER_TURNS)
         check_least(self, dimension=1, batch_size=2, adjust_epochs=0, metric_epochs=0, label_rounds=1, seed=0)
         self._check_layers()
         self._check_ratios()
+        self._check_network()
         if not is_auto_or_number(self.learning_rate, LEAST_RATE):
             raise ValueError(f"learning_rate is '{self.learning_rate}'; give auto or a number above 0, e.g. 0.05.")
         if self.adjust_epochs + self.metric_epochs == 0:
@@ -167,3 +170,19 @@ class Params:
                 f"channels {list(self.channels)} with alpha {self.alpha} and beta {self.beta} gives layers of "
                 f"{list(self.channel_counts)} channels; every layer needs 1 or more: raise the ratios or channels."
             )
+
+    def _check_network(self) -> None:
+        """Refuse what a classifier of torchvision would drop in silence: its layers are its own."""
+        if self.network == FOUR_LAYER:
+            return
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in FOUR_LAYER_KNOBS and value != field.default:
+                raise ValueError(
+                    f"{field.name} is {_shown(value)} and network is {self.network}, which has layers of its own; "
+                    f"leave {field.name} at {_shown(field.default)}, or take network={FOUR_LAYER}."
+                )
+
+
+def _shown(value: object) -> str:
+    return str(list(value)) if isinstance(value, tuple) else str(value).lower()

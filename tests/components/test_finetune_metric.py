@@ -210,3 +210,28 @@ def test_channels_follow_from_the_two_ratios(given: dict[str, object], counts: t
 def test_refuses(wrong: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Params(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "default"),
+    [
+        ("channels", (32,), "[64]"),
+        ("alpha", 1.5, "2.0"),
+        ("beta", 1.5, "2.0"),
+        ("kernels", (5, 3, 3), "[3, 3, 3]"),
+        ("strides", (2, 1, 1), "[1, 1, 1]"),
+        ("paddings", (2, 1, 1), "[1, 1, 1]"),
+        ("pools", (2, 2, 1), "[2, 2, 2]"),
+        ("pool_kind", "average", "max"),
+        ("batch_norm", False, "true"),
+    ],
+)
+def test_refuses_a_knob_of_the_four_layers_for_another_network(name: str, value: object, default: str) -> None:
+    assert getattr(Params(**{name: value}), name) == value
+    with pytest.raises(ValueError, match=f"^{name} is .* and network is resnet18") as refused:
+        Params(network="resnet18", **{name: value})
+    assert f"leave {name} at {default}" in str(refused.value)
+
+
+def test_every_other_knob_goes_with_another_network() -> None:
+    assert Params(network="resnet18", pooling="max", dimension=128, channels=(64,)).network == "resnet18"

@@ -68,5 +68,7 @@ def test_a_network_that_leaves_no_map_is_refused_before_anything_runs(command: s
     assert not list(tmp_path.iterdir())
 
 
-def test_a_backbone_is_not_refused_for_the_layers_of_another_network() -> None:
-    assert resolve({}, ["image_size=8", "kernels=[9,9,9]", "network=resnet18"])
+def test_the_layers_of_another_network_are_refused_for_a_backbone() -> None:
+    assert resolve({}, ["image_size=8", "network=resnet18"])
+    with pytest.raises(ValueError, match=r"kernels is \[9, 9, 9\] and network is resnet18"):
+        resolve({}, ["image_size=8", "kernels=[9,9,9]", "network=resnet18"])
