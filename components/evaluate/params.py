@@ -11,7 +11,8 @@ class Params:
 
     Attributes:
         acceptance: share of right answers that the similarity threshold must give on validation queries.
-        threshold_trials: how often the validation queries are drawn again to find that threshold and its interval.
+        threshold_trials: how often the validation queries are drawn again to find the similarity threshold and its
+            interval.
         bootstrap_resamples: how often the classes are drawn again for the interval of R@1.
         occlusion_queries: how many test images are searched with parts of them hidden; 0 for none.
         further_datasets: folders of other datasets to measure the model on, separated by commas, or empty.

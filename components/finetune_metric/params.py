@@ -41,12 +41,12 @@ class Params:
             from alpha and beta.
         alpha: channels of the second convolution over those of the first, c2 = round(alpha * c1).
         beta: channels of the third convolution over those of the second, c3 = round(beta * c2).
-        kernels: windows of its convolutions, one number a layer, or two (height, width).
-        strides: steps of its convolutions, one number a layer, or two (down, right).
-        paddings: zeros around its maps, one number a layer, two (top and bottom, left and right) or four (left, right,
-            top, bottom).
-        pools: window of the pooling after each convolution; 1 for none.
-        pool_kind: max or average, of these poolings.
+        kernels: windows of the convolutions of four_layer, one number a layer, or two (height, width).
+        strides: steps of the convolutions of four_layer, one number a layer, or two (down, right).
+        paddings: zeros around the maps of four_layer, one number a layer, two (top and bottom, left and right) or four
+            (left, right, top, bottom).
+        pools: window of the pooling after each convolution of four_layer; 1 for none.
+        pool_kind: max or average, of the poolings after the convolutions of four_layer.
         pooling: how the last map becomes a vector: gem, average, max or flatten; auto is flatten for four_layer, gem
             for the others.
         batch_norm: whether batch norm follows each convolution of four_layer.
@@ -54,12 +54,12 @@ class Params:
             proxy_anchor, recall_at_k, softmax_multi_similarity or softmax_triplet.
         learning_rate: auto (from the dimension and the batch), or the highest rate of SGD.
         adjust_epochs: passes over the training images in which the network is drawn to the adjusted features.
-        adjust_by: what draws it there: relations (cosines among images), clusters (soft labels for a softmax layer over
-            the co-clusters) or centres (of the co-clusters, as proxies). On CIFAR-100 centres did best, but were not
-            shown to beat adjust_epochs=0 with as many metric_epochs more.
+        adjust_by: what draws the network to the adjusted features: relations (cosines among images), clusters (soft
+            labels for a softmax layer over the co-clusters) or centres (of the co-clusters, as proxies). On CIFAR-100
+            centres did best, but were not shown to beat adjust_epochs=0 with as many metric_epochs more.
         metric_epochs: passes over the training images with the loss.
         classes_per_batch: different classes in a batch; 0 for as many as batch_size holds at 4 images each.
-        images_per_class: images of each of them; 0 for as many as batch_size holds.
+        images_per_class: images of each class in a batch; 0 for as many as batch_size holds.
         batch_size: images at once.
         augment: auto (decided from the images), or the name of an augmentation.
         quarter_turns: whether an image turned by 90, 180 and 270 degrees is one of further classes for the loss: auto
@@ -73,7 +73,7 @@ class Params:
         compile: run the network through torch.compile.
         checkpoints: where the state of the training is kept, so that a step that is tried again goes on there: a folder
             or s3://bucket/prefix; empty for the place that `rankone run` names, elsewhere for none.
-        checkpoint_seconds: between two states that are kept; 0 keeps none.
+        checkpoint_seconds: seconds between two states of a training that are kept; 0 keeps none.
         seed: of every random choice.
         device: auto, cpu or cuda.
     """

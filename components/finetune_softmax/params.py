@@ -38,7 +38,7 @@ class Params:
         compile: run the network through torch.compile.
         checkpoints: where the state of the training is kept, so that a step that is tried again goes on there: a folder
             or s3://bucket/prefix; empty for the place that `rankone run` names, elsewhere for none.
-        checkpoint_seconds: between two states that are kept; 0 keeps none.
+        checkpoint_seconds: seconds between two states of a training that are kept; 0 keeps none.
         seed: of every random choice.
         device: auto, cpu or cuda.
     """

@@ -21,14 +21,14 @@ class Params:
     Attributes:
         classifier: network of torchvision that gives the features, e.g. resnet18, resnet50, alexnet, vgg16,
             mobilenet_v2 or squeezenet1_0.
-        weights: what it begins with: none (from scratch), imagenet (downloaded), the path of a file of weights, or
-            s3://bucket/key.
+        weights: what the classifier begins with: none (from scratch), imagenet (downloaded), the path of a file of
+            weights, or s3://bucket/key.
         backbone_image_size: height and width in pixels to which images are brought inside the network; 0 for as they
             are stored, or the least that leaves a map. Networks trained on ImageNet want 128 or more.
         backbone_depths: which feature maps are taken, counted from the end; 1 is the last, 2 the last one before the
             resolution halves, and so on.
-        pretrain_warmup_epochs: passes before those, in which the softmax layer alone trains and the network is frozen;
-            none from scratch, where a frozen network knows nothing.
+        pretrain_warmup_epochs: passes before pretrain_epochs, in which the softmax layer alone trains and the network
+            is frozen; none from scratch, where a frozen network knows nothing.
         pretrain_epochs: passes over the training images with all layers; 0 leaves the network as it is.
         pretrain_learning_rate: highest rate; from ImageNet weights about 0.01 is enough.
         feature_dimension: length of the integrated feature vector; fewer where backbone or images give fewer.
@@ -39,7 +39,7 @@ class Params:
         compile: run the network through torch.compile.
         checkpoints: where the state of the training is kept, so that a step that is tried again goes on there: a folder
             or s3://bucket/prefix; empty for the place that `rankone run` names, elsewhere for none.
-        checkpoint_seconds: between two states that are kept; 0 keeps none.
+        checkpoint_seconds: seconds between two states of a training that are kept; 0 keeps none.
         seed: of every random choice.
         device: auto, cpu or cuda.
     """

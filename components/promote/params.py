@@ -22,7 +22,7 @@ class Params:
         minimum_queries: Least number of test queries on which a model is compared with the champion.
         maximum_class_drop: Most that R@1 of a single class may fall below the champion's, from 0 to 1; deeper falls are
             reported.
-        fail_on_class_drop: Whether a deeper fall of a single class rejects the model.
+        fail_on_class_drop: Whether a fall of a single class deeper than maximum_class_drop rejects the model.
         maximum_dimension: Most numbers in an embedding with which a champion is replaced; 0 for no limit.
         minimum_images_per_second: Least speed of embedding, as evaluate measures it, with which a champion is replaced;
             0 for no limit.
