@@ -65,7 +65,7 @@ class Params:
     def __post_init__(self) -> None:
         check_checkpoints(self)
         check_choices(self, classifier=BACKBONES, augment=AUGMENTATIONS, labels=LABELS, device=DEVICES)
-        check_least(self, pretrain_warmup_epochs=0, pretrain_epochs=0, feature_dimension=1, batch_size=1, seed=0)
+        check_least(self, pretrain_warmup_epochs=0, pretrain_epochs=0, feature_dimension=1, batch_size=2, seed=0)
         check_rates(self, "pretrain_learning_rate")
         if not self.weights:
             raise ValueError("weights is empty; give none, imagenet, a path or s3://bucket/key.")

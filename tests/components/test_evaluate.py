@@ -391,7 +391,7 @@ def test_artifacts_of_another_dataset_are_refused(made: Made, tmp_path: Path) ->
         ("gallery_queries", 201),
         ("pictures_kept", -1),
         ("pictures_kept", 20_001),
-        ("batch_size", 0),
+        ("batch_size", 1),
         ("threshold_trials", 0),
         ("occlusion_queries", -1),
         ("device", "gpu"),

@@ -196,7 +196,7 @@ def test_two_processes_train_one_network_and_the_first_one_writes(data: Dataset,
         ({"pretrain_learning_rate": 0.0}, "pretrain_learning_rate is 0"),
         ({"feature_dimension": 0}, "feature_dimension is 0"),
         ({"feature_power": 0.0}, "feature_power is 0"),
-        ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": 1}, "batch_size is 1; it must be 2 or more"),
         ({"device": "gpu"}, "'gpu'"),
     ],
 )
