@@ -81,7 +81,7 @@ def compile_command(
     """Compile the pipeline to the YAML that Kubeflow Pipelines runs.
 
     A recipe and parameters become the defaults of the compiled pipeline, and so do a profile and its settings; each
-    step runs in the image of the lock.
+    step runs in the image of the lock. A location may be left to those who start runs.
     """
     from operations.compile import FORMATS, RESOURCES, compile_pipeline, write_resources
 
@@ -91,7 +91,7 @@ def compile_command(
         raise ValueError(f"Unknown format '{form}'; choose one of: {', '.join(FORMATS)}.")
     hardware = profiles.load_profile(profile) if profile else None
     settings, assignments = profiles.split_settings(hardware, param or [])
-    values = parameters.resolve(recipes.load_recipe(recipe) if recipe else {}, assignments)
+    values = parameters.resolve(recipes.load_recipe(recipe) if recipe else {}, assignments, reads_images=False)
     images = None if unpinned else images_to_compile(lock)
     compile_pipeline(output, values | settings, pinned=not unpinned, images=images, profile=hardware)
     if form == RESOURCES:
@@ -139,9 +139,9 @@ def ui(
 
 
 @app.command(name="parameters")
-def parameters_command(recipe: Recipe = None) -> None:
+def parameters_command(recipe: Recipe = None, param: Assignments = None) -> None:
     """List every parameter: its value, the steps that it reaches, what it does."""
-    given = parameters.resolve(recipes.load_recipe(recipe) if recipe else {}, [])
+    given = parameters.resolve(recipes.load_recipe(recipe) if recipe else {}, param or [], reads_images=False)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("parameter", "value", "steps", "what it does"):
         table.add_column(column, overflow="fold")
@@ -162,8 +162,8 @@ def inspect_command(
 
     Example: [cyan]rankone inspect -p alpha=1.5 -p pooling=gem --classes 100[/]
     """
-    values = parameters.resolve(recipes.load_recipe(recipe) if recipe else {}, param or [])
-    steps = parameters.step_params(values)
+    values = parameters.resolve(recipes.load_recipe(recipe) if recipe else {}, param or [], reads_images=False)
+    steps = parameters.step_params(values, reads_images=False)
     layers = network.network_layers(steps, classes)
     if json:
         print(network.layers_json(steps, layers))

@@ -12,6 +12,8 @@ from components.descriptions import knob_descriptions
 from components.launch import parse, text_of
 from operations.network import refuse_vanishing_map
 
+PLACES = {"folder": "FOLDER", "parquet": "FOLDER", "s3": "s3://BUCKET/PREFIX"}  # what stands for a missing location
+
 
 @dataclasses.dataclass(frozen=True)
 class Knob:
@@ -55,12 +57,13 @@ def all_knobs() -> dict[str, Knob]:
     return knobs
 
 
-def resolve(recipe: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
+def resolve(recipe: Mapping[str, Any], assignments: Iterable[str], reads_images: bool = True) -> dict[str, Any]:
     """The values that a recipe and `name=value` assignments give, parsed and checked as the steps will check them.
 
     Args:
         recipe: values by name, as a recipe file has them.
         assignments: texts like "epochs=3"; they win over the recipe.
+        reads_images: as in `step_params`.
 
     Returns:
         Only what was given; all else keeps its default.
@@ -86,17 +89,23 @@ def resolve(recipe: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, 
         values = {name: parse(name, text, knobs[name].kind) for name, text in texts.items()}
     except ValueError as error:
         raise ValueError(f"{error} {listing(knobs)}") from None
-    refuse_vanishing_map(step_params(values))
+    refuse_vanishing_map(step_params(values, reads_images))
     return values
 
 
-def step_params(values: Mapping[str, Any]) -> dict[str, Any]:
+def step_params(values: Mapping[str, Any], reads_images: bool = True) -> dict[str, Any]:
     """The `Params` of every step, by its name, when the pipeline runs with these values.
+
+    Args:
+        values: by the name of the parameter; defaults for the others.
+        reads_images: whether the source must have its location; without, a word stands for one that is missing.
 
     Raises:
         ValueError: values that a step refuses.
     """
     knobs = all_knobs()
+    if not reads_images and values.get("source") in PLACES and not values.get("location"):
+        values = {**values, "location": PLACES[values["source"]]}
     return {
         step: params_type(step)(**{name: value for name, value in values.items() if step in knobs[name].steps})
         for step in step_names()

@@ -1,6 +1,9 @@
 import pytest
+import yaml
+from typer.testing import CliRunner
 
 from components.launch import params_from, text_of
+from operations.command_line import app
 from operations.parameters import all_knobs, params_type, resolve, step_names
 from operations.recipes import load_recipe, recipe_names
 
@@ -42,6 +45,28 @@ def test_every_recipe_is_valid(name: str) -> None:
     recipe = load_recipe(name)
     given = [] if recipe["source"] == "digits" else ["location=somewhere"]
     assert set(recipe) <= set(resolve(recipe, given))
+
+
+@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("command", ["parameters", "inspect"])
+def test_what_reads_no_image_asks_for_no_location(command: str, name: str) -> None:
+    done = CliRunner().invoke(app, [command, "--recipe", name, "-p", "dimension=96"], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "96" in done.output
+    assert "FOLDER" not in done.output
+
+
+def test_a_pipeline_is_compiled_without_the_location_that_its_runs_name(tmp_path) -> None:
+    output = tmp_path / "pipeline.yaml"
+    arguments = ["compile", "--unpinned", "--recipe", "folder", "--output", str(output)]
+    assert CliRunner().invoke(app, arguments, catch_exceptions=False).exit_code == 0
+    inputs = next(yaml.safe_load_all(output.read_text()))["root"]["inputDefinitions"]["parameters"]
+    assert (inputs["source"]["defaultValue"], inputs["location"]["defaultValue"]) == ("folder", "")
+
+
+def test_a_run_of_a_folder_still_needs_its_location() -> None:
+    with pytest.raises(ValueError, match="location is empty"):
+        resolve({"source": "folder"}, [])
 
 
 def test_an_unknown_recipe_lists_the_choices() -> None:
