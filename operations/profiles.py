@@ -14,9 +14,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import yaml
-
 from components.settings import Setting
+from operations.yaml_file import read_yaml
 
 FOLDER = Path(__file__).resolve().parent.parent / "profiles"
 ACCELERATED, PLAIN = "accelerated", "plain"
@@ -123,15 +122,15 @@ def load_profile(name: str) -> Profile:
     """A profile by its name, or by the path of a YAML file.
 
     Raises:
-        ValueError: there is none of that name, or it has an unknown or missing key or a value that cannot be; the
-            message names the file, the part and the key.
+        ValueError: there is none of that name, it is no YAML, or it has an unknown or missing key or a value that
+            cannot be; the message names the file, the part and the key.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     if not path.is_file():
         raise ValueError(
             f"Unknown profile '{name}'; choose one of: {', '.join(profile_names())}, or name a .yaml file."
         )
-    parts = yaml.safe_load(path.read_text())
+    parts = read_yaml(path)
     if not isinstance(parts, dict) or set(parts) != {ACCELERATED, PLAIN}:
         raise ValueError(f"{path} is no profile; it must have two parts, {ACCELERATED} and {PLAIN}, and nothing else.")
     return Profile(path.stem, *(_hardware(f"{path}, {part}", parts[part]) for part in (ACCELERATED, PLAIN)))

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import yaml
+from operations.yaml_file import read_yaml
 
 FOLDER = Path(__file__).resolve().parent.parent / "recipes"
 
@@ -17,12 +17,12 @@ def load_recipe(name: str) -> dict[str, Any]:
     """The parameters of a recipe, by its name or by the path of a YAML file.
 
     Raises:
-        ValueError: there is none of that name, or it is no flat mapping of parameters.
+        ValueError: there is none of that name, or it is no flat mapping of parameters, or no YAML.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     if not path.is_file():
         raise ValueError(f"Unknown recipe '{name}'; choose one of: {', '.join(recipe_names())}, or name a .yaml file.")
-    recipe = yaml.safe_load(path.read_text())
+    recipe = read_yaml(path)
     if not isinstance(recipe, dict) or any(isinstance(value, dict) for value in recipe.values()):
         raise ValueError(f"{path} is no recipe; it must be a flat list of lines `parameter: value`.")
     return recipe

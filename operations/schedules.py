@@ -13,10 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from operations import parameters, profiles, recipes
 from operations.cron import Cron, parse_cron
+from operations.yaml_file import read_yaml
 from retrieval.manifest import digest_of
 
 LATEST = "latest"
@@ -201,10 +200,7 @@ def load_schedules(path: Path, service_account: str = "") -> File:
     """
     if not path.is_file():
         raise ValueError(f"There is no file '{path}'; docs/schedules.md shows one.")
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), StrictLoader)  # a SafeLoader
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+    content = read_yaml(path)
     if not isinstance(content, dict) or not isinstance(content.get("schedules"), list):
         raise ValueError(f"{path} has no list of schedules; it must have lines `schedules:` and `- name: ...`.")
     _known(f"{path}", content, ("owner", "schedules"))
@@ -328,21 +324,6 @@ def read_mark(text: str | None) -> tuple[str | None, str]:
     """Owner and digest of a recurring run by its description; None and nothing where Rankone did not make it."""
     found = MARK.match(text or "")
     return (found[1], found[2]) if found else (None, "")
-
-
-class StrictLoader(yaml.SafeLoader):
-    """YAML in which a key that is there twice is an error: the first one would be dropped in silence."""
-
-
-def _mapping(loader: StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key) for key, _ in node.value]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise yaml.constructor.ConstructorError(None, None, f"the key '{key}' is there twice", node.start_mark)
-    return loader.construct_mapping(node, deep=True)
-
-
-StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
 def _schedule(path: Path, number: int, entry: Any, service_account: str) -> Schedule:
