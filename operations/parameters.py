@@ -10,9 +10,11 @@ from typing import Any, get_type_hints
 import components
 from components.descriptions import knob_descriptions
 from components.launch import parse, text_of
+from operations import profiles
 from operations.network import refuse_vanishing_map
 
 PLACES = {"folder": "FOLDER", "parquet": "FOLDER", "s3": "s3://BUCKET/PREFIX"}  # what stands for a missing location
+ALL_OF_THEM = "`rankone parameters` lists all with what each does."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,26 +71,20 @@ def resolve(recipe: Mapping[str, Any], assignments: Iterable[str], reads_images:
         Only what was given; all else keeps its default.
 
     Raises:
-        ValueError: no such parameter (the message lists those that exist), no value of its type, values that a step
-            refuses together, or a network of which the images would leave no map.
+        ValueError: no such parameter (the message names those of like names), no value of its type, values that a
+            step refuses together, or a network of which the images would leave no map.
     """
     knobs = all_knobs()
     texts = {name: text_of(tuple(value) if isinstance(value, list) else value) for name, value in recipe.items()}
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals:
-            raise ValueError(f"'{assignment}' is no assignment; write -p name=value. {listing(knobs)}")
+            raise ValueError(f"'{assignment}' is no assignment; write -p name=value. {ALL_OF_THEM}")
         texts[name.strip()] = text
     for name in texts:
         if name not in knobs:
-            near = difflib.get_close_matches(name, knobs, n=1)
-            raise ValueError(
-                f"There is no parameter '{name}'{f'; did you mean {near[0]}?' if near else '.'} {listing(knobs)}"
-            )
-    try:
-        values = {name: parse(name, text, knobs[name].kind) for name, text in texts.items()}
-    except ValueError as error:
-        raise ValueError(f"{error} {listing(knobs)}") from None
+            raise ValueError(unknown(name, knobs))
+    values = {name: parse(name, text, knobs[name].kind) for name, text in texts.items()}
     refuse_vanishing_map(step_params(values, reads_images))
     return values
 
@@ -112,7 +108,13 @@ def step_params(values: Mapping[str, Any], reads_images: bool = True) -> dict[st
     }
 
 
-def listing(knobs: Mapping[str, Knob]) -> str:
-    """Every parameter with its default, a line each."""
-    lines = [f"  {name} = {text_of(knobs[name].default)}" for name in sorted(knobs)]
-    return "\n".join(["These exist, with their defaults (`rankone parameters` says what each does):", *lines])
+def unknown(name: str, knobs: Mapping[str, Knob]) -> str:
+    """What to say of a name that is no parameter."""
+    settings = profiles.setting_names()
+    if name in settings:
+        return (
+            f"{name} is no parameter but a setting of a profile; name one that has it: with --profile, which "
+            "`rankone submit` and `rankone compile` take, or in the schedule."
+        )
+    near = " or ".join(difflib.get_close_matches(name, [*knobs, *settings]))
+    return f"There is no parameter '{name}'{f'; did you mean {near}?' if near else '.'} {ALL_OF_THEM}"

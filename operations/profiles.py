@@ -156,6 +156,11 @@ def settings_of(profile: Profile) -> dict[str, Setting]:
     return {setting.name: setting for setting in settings}
 
 
+def setting_names() -> list[str]:
+    """The settings that one profile or another has."""
+    return list(dict.fromkeys(setting for name in profile_names() for setting in settings_of(load_profile(name))))
+
+
 def parse_setting(setting: Setting, text: str) -> Any:
     """A setting's value from `-p name=value`: JSON for selectors and tolerations, the text itself else.
 

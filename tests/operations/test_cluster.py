@@ -141,7 +141,7 @@ def test_json_stands_alone_and_tells_how_it_ended(stub: Stub, rankone) -> None:
     ("arguments", "message"),
     [
         (["-p", "dimensions=3"], "There is no parameter 'dimensions'"),
-        (["-p", "accelerator_count=2"], "There is no parameter 'accelerator_count'"),  # the cpu profile has none
+        (["-p", "accelerator_count=2"], "accelerator_count is no parameter but a setting"),  # the cpu profile has none
         (["--profile", "h100"], "Unknown profile 'h100'"),
         (["--profile", "h200", "-p", "accelerated_memory=much"], "accelerated_memory is 'much'"),
         (["-p", "weights=/dev/null"], "weights names '/dev/null', which is on this machine; give an s3:// address"),

@@ -112,7 +112,7 @@ def test_an_interval_counts_from_its_start_or_from_when_it_was_made() -> None:
         ({"parameters": {"dimensions": 3}}, "There is no parameter 'dimensions'; did you mean dimension"),
         ({"parameters": {"dimension": "wide"}}, "dimension is 'wide'; it must be a whole number"),
         ({"parameters": {"dimension": None}}, "the parameter dimension has no value"),
-        ({"parameters": {"accelerator_count": "2"}}, "There is no parameter 'accelerator_count'"),
+        ({"parameters": {"accelerator_count": "2"}}, "accelerator_count is no parameter but a setting"),
         ({"parameters": {"plain_memory": "much"}}, "plain_memory is 'much'"),
         ({"parameters": {"source_fingerprint": "a"}}, "source_fingerprint stands for one moment"),
         ({"parameters": {"champion_fingerprint": "3"}}, "champion_fingerprint stands for one moment"),
