@@ -143,12 +143,13 @@ def parameters_command(recipe: Recipe = None, param: Assignments = None) -> None
     """List every parameter: its value, the steps that it reaches, what it does."""
     given = parameters.resolve(recipes.load_recipe(recipe) if recipe else {}, param or [], reads_images=False)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("parameter", "value", "steps", "what it does"):
+    table.add_column("parameter", no_wrap=True)
+    for column in ("value", "steps", "what it does"):
         table.add_column(column, overflow="fold")
     for knob in sorted(parameters.all_knobs().values(), key=lambda knob: (knob.steps, knob.name)):
         value = given.get(knob.name, knob.default)
         table.add_row(knob.name, text_of(value), ", ".join(knob.steps), knob.description)
-    Console(highlight=False, markup=False).print(table)
+    models.show(table, [])
 
 
 @app.command(name="inspect")
