@@ -25,7 +25,7 @@ class Knob:
         name: as in `-p name=value`.
         kind: type of its values.
         default: value when nothing else is said.
-        description: one sentence.
+        description: what it does; where that differs between steps, a line each, after their names.
         steps: names of the steps that it reaches.
     """
 
@@ -49,14 +49,23 @@ def params_type(step: str) -> type:
 def all_knobs() -> dict[str, Knob]:
     """Every knob of every step by name; one that several steps share is listed once."""
     knobs: dict[str, Knob] = {}
+    told: dict[str, dict[str, list[str]]] = {}  # the steps, by the text that they have for a knob
     for step in step_names():
         kind = params_type(step)
         hints = get_type_hints(kind)
         texts = knob_descriptions(kind)
         for field in dataclasses.fields(kind):
-            steps = (*knobs[field.name].steps, step) if field.name in knobs else (step,)
-            knobs[field.name] = Knob(field.name, hints[field.name], field.default, texts.get(field.name, ""), steps)
+            told.setdefault(field.name, {}).setdefault(texts.get(field.name, ""), []).append(step)
+            steps = tuple(sorted(step for steps in told[field.name].values() for step in steps))
+            knobs[field.name] = Knob(field.name, hints[field.name], field.default, described(told[field.name]), steps)
     return knobs
+
+
+def described(told: Mapping[str, Iterable[str]]) -> str:
+    """One text for a knob, from the steps that have each text for it: a line each where they are several."""
+    if len(told) == 1:
+        return next(iter(told))
+    return "\n".join(f"{', '.join(steps)}: {text}" for text, steps in told.items())
 
 
 def resolve(recipe: Mapping[str, Any], assignments: Iterable[str], reads_images: bool = True) -> dict[str, Any]:

@@ -2,6 +2,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from components.descriptions import knob_descriptions
 from components.launch import params_from, text_of
 from operations.command_line import app
 from operations.parameters import all_knobs, params_type, resolve, step_names
@@ -13,6 +14,23 @@ def test_a_shared_name_means_the_same_in_every_step() -> None:
         for step in knob.steps:
             field = params_type(step).__dataclass_fields__[name]
             assert (field.default, field.type) == (knob.default, knob.kind), (step, name)
+
+
+def test_what_a_knob_does_is_told_for_every_step() -> None:
+    for name, knob in all_knobs().items():
+        for step in knob.steps:
+            text = knob_descriptions(params_type(step))[name]
+            assert text in knob.description, (step, name)
+            assert "\n" not in knob.description or step in knob.description
+        assert knob.steps == tuple(sorted(knob.steps))
+    assert "\nprepare_data: of the choices of images" in all_knobs()["seed"].description
+    assert all_knobs()["batch_size"].description == "images at once."
+
+
+def test_every_parameter_has_its_line_where_no_terminal_shows_them(monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    said = CliRunner().invoke(app, ["parameters"], catch_exceptions=False).output
+    assert set(all_knobs()) <= {line.split()[0] for line in said.splitlines() if line.strip()}
 
 
 @pytest.mark.parametrize(
