@@ -44,6 +44,16 @@ def check_least(params: Any, **least: int) -> None:
             raise ValueError(f"{name} is {value}; it must be {lowest} or more.")
 
 
+def check_seed(params: Any) -> None:
+    """Refuse a seed that torch or NumPy does not take.
+
+    Raises:
+        ValueError: names it.
+    """
+    if not 0 <= params.seed < 2**63:
+        raise ValueError(f"seed is {params.seed}; it must be 0 or more, and less than 2**63.")
+
+
 def check_rates(params: Any, *names: str) -> None:
     """Refuse a learning rate that is not above 0, or not finite.
 
@@ -53,7 +63,7 @@ def check_rates(params: Any, *names: str) -> None:
     for name in names:
         value = getattr(params, name)
         if not 0 < value < math.inf:
-            raise ValueError(f"{name} is {value}; it must be above 0.")
+            raise ValueError(f"{name} is {value}; it must be a finite number above 0.")
 
 
 def check_registered_model(params: Any) -> None:

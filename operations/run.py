@@ -54,10 +54,12 @@ def run_here(name: str, values: Mapping[str, Any], runner: Runner = Runner.PROCE
         Exit status: 0 when the pipeline went through, whatever the gate decided; 1 when a step failed; 130 if stopped.
 
     Raises:
-        ValueError: the source cannot be listed, or the image lock is of other code.
+        ValueError: the source cannot be listed, a file that a parameter names is not there, or the image lock is of
+            other code.
         OSError: there is no image lock, or no engine.
     """
     values = with_source(values)
+    refuse_missing_files(values)
     images = None
     if runner == Runner.DOCKER:
         refuse_what_images_lack(values)
@@ -136,6 +138,23 @@ def with_source(values: Mapping[str, Any]) -> dict[str, Any]:
         location = str(Path(location).expanduser().resolve())
     files = {name: absolute(str(values[name])) for name in PATHS if name in values}
     return {**values, **files, "location": location, "source_fingerprint": source_fingerprint(source, location)}
+
+
+def refuse_missing_files(values: Mapping[str, Any]) -> None:
+    """Refuse before anything runs a file that a step would miss after minutes or hours.
+
+    Raises:
+        ValueError: names the parameter and what is not there.
+    """
+    weights = str(values.get("weights", ""))
+    if weights not in WORDS and not weights.startswith("s3://") and not Path(weights).expanduser().is_file():
+        raise ValueError(f"weights names '{weights}', which is no file here; give none, imagenet, a path or s3://.")
+    for folder in filter(None, map(str.strip, str(values.get("further_datasets", "")).split(","))):
+        if not Path(folder).expanduser().is_dir():
+            raise ValueError(
+                f"further_datasets names '{folder}', which is no folder here; give folders that prepare_data wrote, "
+                "separated by commas."
+            )
 
 
 def absolute(texts: str) -> str:

@@ -60,7 +60,8 @@ def spread(labels: np.ndarray, most: int = HIGHLIGHTED) -> tuple[int, ...]:
 def _flat(vectors: np.ndarray, seed: int) -> np.ndarray:
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     perplexity = min(PERPLEXITY, (len(unit) - 1) / 3)
-    tsne = TSNE(2, perplexity=perplexity, init="pca", max_iter=ITERATIONS, random_state=seed)
+    short = seed % 2**32  # scikit-learn takes no longer one
+    tsne = TSNE(2, perplexity=perplexity, init="pca", max_iter=ITERATIONS, random_state=short)
     return np.asarray(tsne.fit_transform(np.ascontiguousarray(unit, np.float32)), np.float64)
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from components.knobs import LABELS, check_choices, check_least, is_auto_or_number
+from components.knobs import LABELS, check_choices, check_seed, is_auto_or_number
 
 NONNEGATIVE = ("auto", "root", "split", "relu", "softplus")
 
@@ -33,6 +33,6 @@ class Params:
         if self.co_clusters < 0 or self.co_clusters == 1:
             raise ValueError(f"co_clusters is {self.co_clusters}; give 2 or more, or 0 to have it chosen.")
         check_choices(self, nonnegative=NONNEGATIVE, labels=LABELS)
-        check_least(self, seed=0)
+        check_seed(self)
         if not is_auto_or_number(self.shrinkage, 0, 1):
             raise ValueError(f"shrinkage is '{self.shrinkage}'; give auto or a number from 0 to 1, e.g. 0.15.")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from components.knobs import DEVICES, check_choices, check_least, check_registered_model
+from components.knobs import DEVICES, check_choices, check_least, check_registered_model, check_seed
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class Params:
     def __post_init__(self) -> None:
         check_choices(self, device=DEVICES)
         check_registered_model(self)
-        check_least(self, batch_size=2, threshold_trials=1, occlusion_queries=0, seed=0)
+        check_least(self, batch_size=2, threshold_trials=1, occlusion_queries=0)
+        check_seed(self)
         if not 0 < self.acceptance <= 1:
             raise ValueError(f"acceptance is {self.acceptance}; it is a share of answers, above 0 and at most 1.")
         if self.bootstrap_resamples < 100:

@@ -11,6 +11,7 @@ from components.knobs import (
     check_checkpoints,
     check_choices,
     check_least,
+    check_seed,
     is_auto_or_number,
 )
 
@@ -114,7 +115,8 @@ class Params:
         check_choices(self, network=(FOUR_LAYER, *BACKBONES), loss=LOSSES, augment=AUGMENTATIONS, device=DEVICES)
         check_choices(self, pooling=POOLINGS, pool_kind=POOL_KINDS, robust=ROBUST, labels=LABELS)
         check_choices(self, adjust_by=ADJUST_BY, quarter_turns=QUARTER_TURNS)
-        check_least(self, dimension=1, batch_size=2, adjust_epochs=0, metric_epochs=0, label_rounds=1, seed=0)
+        check_least(self, dimension=1, batch_size=2, adjust_epochs=0, metric_epochs=0, label_rounds=1)
+        check_seed(self)
         self._check_layers()
         self._check_ratios()
         self._check_network()

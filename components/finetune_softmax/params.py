@@ -11,6 +11,7 @@ from components.knobs import (
     check_choices,
     check_least,
     check_rates,
+    check_seed,
     is_auto_or_number,
 )
 
@@ -63,7 +64,8 @@ class Params:
     def __post_init__(self) -> None:
         check_checkpoints(self)
         check_choices(self, augment=AUGMENTATIONS, robust=ROBUST, labels=LABELS, device=DEVICES)
-        check_least(self, softmax_epochs=1, batch_size=2, seed=0)
+        check_least(self, softmax_epochs=1, batch_size=2)
+        check_seed(self)
         check_rates(self, "softmax_learning_rate")
         if self.refine != "none" and not is_auto_or_number(self.refine, 0, 1):
             raise ValueError(f"refine is '{self.refine}'; give auto, none or a number from 0 to 1, e.g. 0.4.")

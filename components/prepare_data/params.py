@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from components.knobs import check_choices, check_least
+from components.knobs import check_choices, check_least, check_seed
 
 SOURCES = ("digits", "cifar100", "folder", "parquet", "s3")
 SPLITS = ("own", "closed", "disjoint")
@@ -91,6 +91,7 @@ class Params:
             raise ValueError(f"max_quarantined_fraction is {self.max_quarantined_fraction}; it is a share from 0 to 1.")
         if not 8 <= self.image_size <= 1024:
             raise ValueError(f"image_size is {self.image_size}; the store takes 8 to 1024 pixels a side.")
-        check_least(self, max_pixels=1, min_side=1, max_images_per_class=0, workers=0, seed=0)
+        check_least(self, max_pixels=1, min_side=1, max_images_per_class=0, workers=0)
+        check_seed(self)
         if self.max_images_per_class == 1:
             raise ValueError("max_images_per_class is 1; an image can only be retrieved through another of its class.")

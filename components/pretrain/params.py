@@ -11,6 +11,7 @@ from components.knobs import (
     check_choices,
     check_least,
     check_rates,
+    check_seed,
 )
 
 
@@ -65,7 +66,8 @@ class Params:
     def __post_init__(self) -> None:
         check_checkpoints(self)
         check_choices(self, classifier=BACKBONES, augment=AUGMENTATIONS, labels=LABELS, device=DEVICES)
-        check_least(self, pretrain_warmup_epochs=0, pretrain_epochs=0, feature_dimension=1, batch_size=2, seed=0)
+        check_least(self, pretrain_warmup_epochs=0, pretrain_epochs=0, feature_dimension=1, batch_size=2)
+        check_seed(self)
         check_rates(self, "pretrain_learning_rate")
         if not self.weights:
             raise ValueError("weights is empty; give none, imagenet, a path or s3://bucket/key.")

@@ -29,6 +29,8 @@ def test_auto_or_a_number_of_a_range(text: str, good: bool) -> None:
 
 
 @pytest.mark.parametrize("step", [step for step in step_names() if "seed" in params_type(step).__dataclass_fields__])
-def test_a_seed_is_no_negative_number(step: str) -> None:
-    with pytest.raises(ValueError, match="seed is -1; it must be 0 or more"):
-        params_type(step)(seed=-1)
+def test_a_seed_is_one_that_torch_and_numpy_take(step: str) -> None:
+    assert params_type(step)(seed=2**63 - 1).seed == 2**63 - 1
+    for seed in (-1, 2**63):
+        with pytest.raises(ValueError, match=f"seed is {seed}; it must be 0 or more, and less than 2\\*\\*63"):
+            params_type(step)(seed=seed)

@@ -18,6 +18,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchvision.models import squeezenet1_0
 
+from operations.parameters import resolve
+from operations.run import refuse_missing_files, run_here
 from tests.digit_folder import write_digits
 
 STEPS = ["prepare_data", "detect_changes", "pretrain", "co_cluster", "finetune_metric", "finetune_softmax"]
@@ -359,3 +361,31 @@ def test_bad_input_is_refused_before_anything_runs(
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "home" / "artifacts").exists()
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("weights=resnet.pth", "weights names 'resnet.pth', which is no file here; give none, imagenet, a path"),
+        ("weights=there", "weights names '.*there', which is no file"),
+        ("further_datasets=there, nowhere", "further_datasets names 'nowhere', which is no folder here; give folders"),
+    ],
+)
+def test_files_that_a_step_would_miss_are_refused_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assignment: str, message: str
+) -> None:
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RANKONE_HOME", str(tmp_path / "home"))
+    with pytest.raises(ValueError, match=message):
+        run_here("digits", resolve({}, [assignment]))
+    assert not (tmp_path / "home").exists()
+
+
+def test_files_that_are_there_and_words_and_addresses_are_not_refused(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "weights.safetensors").touch()
+    monkeypatch.chdir(tmp_path)
+    here = str(tmp_path / "weights.safetensors")
+    for weights in ("none", "imagenet", "s3://bucket/key", "weights.safetensors", here):
+        refuse_missing_files({"weights": weights, "further_datasets": ""})
+    refuse_missing_files({"further_datasets": f"., {tmp_path}"})

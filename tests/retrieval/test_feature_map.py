@@ -64,3 +64,7 @@ def test_classes_are_spread_from_the_first_to_the_last() -> None:
 def test_too_little_for_a_picture_makes_none(images: int, dimension: int) -> None:
     vectors = np.random.default_rng(0).normal(size=(images, dimension))
     assert feature_map(vectors, vectors, np.arange(images)) is None
+
+
+def test_any_seed_of_a_run_draws_a_map() -> None:
+    assert feature_map(groups(12, 0)[:16], groups(6, 1)[:16], LABELS[:16], seed=2**63 - 1) is not None
