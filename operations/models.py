@@ -3,11 +3,13 @@
 On the embedded store, or on the server that MLFLOW_TRACKING_URI names. Every move goes through the model's ledger.
 """
 
+import contextlib
 import datetime
 import json
 import math
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -22,6 +24,7 @@ from retrieval.registry import ModelVersion
 DIGITS_OF_A_DIGEST = 12
 WIDTH_OF_A_LOG = 160  # columns of a table that no terminal shows
 NOTHING = "No model is registered yet"
+IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}  # unless told otherwise
 MINUTE, HOUR, DAY = 60, 3_600, 86_400
 
 Model = Annotated[
@@ -39,9 +42,10 @@ def add_commands(app: typer.Typer) -> None:
 
 def models(model: Model = None, as_json: AsJson = False) -> None:
     """List the versions of every registered model: aliases, R@1 with its interval, data, age."""
-    names = [the_model(model)] if model else registry.registered_models()
-    listed = {name: promotion.history(name) for name in names}
-    rows = [describe(version, listed[name].aliases) for name in names for version in registry.versions_of(name)]
+    with impatience():
+        names = [the_model(model)] if model else registry.registered_models()
+        listed = {name: promotion.history(name) for name in names}
+        rows = [describe(version, listed[name].aliases) for name in names for version in registry.versions_of(name)]
     notices = [f"{name}: {notice}" for name in names for notice in listed[name].notices]
     if as_json:
         print_json({"versions": rows, "notices": notices})
@@ -62,11 +66,12 @@ def models(model: Model = None, as_json: AsJson = False) -> None:
 
 def history(model: Model = None, as_json: AsJson = False) -> None:
     """Tell who made which version champion, when and why."""
-    if not model and not as_json and not registry.registered_models():
-        print(f"{NOTHING}, so there is no history.")
-        return
-    name = the_model(model)
-    found = promotion.history(name)
+    with impatience():
+        if not model and not as_json and not registry.registered_models():
+            print(f"{NOTHING}, so there is no history.")
+            return
+        name = the_model(model)
+        found = promotion.history(name)
     if as_json:
         rows = {alias: [row_of(entry) for entry in getattr(found, alias)] for alias in (CHAMPION, CHALLENGER)}
         print_json({"model": name, **rows, "aliases": found.aliases, "notices": found.notices})
@@ -150,11 +155,27 @@ def reconcile(
     show(table, [])
 
 
+@contextlib.contextmanager
+def impatience() -> Iterator[None]:
+    """Give up on a server that does not answer within seconds: MLflow would ask for minutes, and a monitor waits."""
+    new = {name: text for name, text in IMPATIENT.items() if name not in os.environ}
+    os.environ.update(new)
+    try:
+        yield
+    finally:
+        for name in new:
+            os.environ.pop(name, None)
+
+
+@impatience()
 def the_model(name: str | None) -> str:
     """The model that is meant: the one that was named, or the only one.
 
+    It is the first question of every command, so that a server which does not answer is found here.
+
     Raises:
         ValueError: there is none, or there are several.
+        TrackingError: MLflow does not answer.
     """
     names = registry.registered_models()
     if name in names:

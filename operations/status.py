@@ -1,18 +1,16 @@
 """`rankone status`: how registered models fare, for people and for monitors."""
 
-import contextlib
 import dataclasses
 import datetime
 import math
-import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from operations.models import NOTHING, AsJson, Model, age_of, percent, print_json, share, show, the_model
+from operations.models import NOTHING, AsJson, Model, age_of, impatience, percent, print_json, share, show, the_model
 from operations.prometheus import Metric, exposition
 from retrieval import promotion, registry
 from retrieval.ledger import Entry
@@ -24,7 +22,6 @@ DAY = 86_400
 MADE_BY_RANKONE = "rankone.model_digest"  # tag that every version of ours has
 ENDED_WELL, FAILED = "FINISHED", "FAILED"
 LONGEST_ERROR = 300  # letters of it that are shown
-IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}  # unless told otherwise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,18 +111,6 @@ def status_command(
     else:
         print(f"{NOTHING}; `rankone run` trains, judges and registers one.")
     raise typer.Exit(FINE if found and not any(one.problems for one in found) else ATTENTION)
-
-
-@contextlib.contextmanager
-def impatience() -> Iterator[None]:
-    """Give up on a server that does not answer within seconds: MLflow would ask for minutes, and a monitor waits."""
-    new = {name: text for name, text in IMPATIENT.items() if name not in os.environ}
-    os.environ.update(new)
-    try:
-        yield
-    finally:
-        for name in new:
-            os.environ.pop(name, None)
 
 
 def is_ours(name: str) -> bool:

@@ -213,15 +213,27 @@ def perform(writer: "RunWriter", action: str, arguments: Mapping[str, Any]) -> A
     """Do one action, of a run or of the registry.
 
     Raises:
-        TrackingError: MLflow refused it.
+        TrackingError: MLflow refused it, or its server does not answer.
     """
     try:
         return _actions(writer)[action](**arguments)
     except ValueError:
         raise
     except Exception as error:
-        place = os.environ.get("MLFLOW_TRACKING_URI") or f"the embedded store in {home()}"
+        server = os.environ.get("MLFLOW_TRACKING_URI")
+        if server and _got_no_answer(error):
+            raise TrackingError(f"{server} does not answer; is MLFLOW_TRACKING_URI right?") from error
+        place = server or f"the embedded store in {home()}"
         raise TrackingError(f"MLflow could not do '{action}' in {place}: {error}") from error
+
+
+def _got_no_answer(error: BaseException | None) -> bool:
+    """Whether a server was not there, or was too slow: MLflow wraps what requests says in an exception of its own."""
+    from requests.exceptions import ConnectionError, ProxyError, SSLError, Timeout
+
+    while error is not None and not isinstance(error, (ConnectionError, Timeout)):
+        error = error.__cause__ or error.__context__
+    return error is not None and not isinstance(error, (ProxyError, SSLError))  # these say more
 
 
 def _actions(writer: "RunWriter") -> dict[str, Callable[..., Any]]:

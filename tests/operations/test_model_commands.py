@@ -1,4 +1,5 @@
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from operations import models
-from operations.command_line import app
+from operations.command_line import app, main
 from retrieval import registry
 from retrieval.manifest import write_manifest
 from retrieval.model_folder import FORMAT_VERSION, KIND
@@ -61,6 +62,23 @@ def test_an_empty_registry_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     assert said("history").startswith("No model is registered yet")
     with pytest.raises(ValueError, match="No model is registered yet"):
         said("rollback", "--reason", "x")
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["models", "history", "status", "compare 1 2", "promote 1 --reason x", "rollback --reason x", "models -m boots"],
+)
+def test_a_server_that_is_away_ends_in_an_error_within_seconds(monkeypatch, capsys, command: str) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    monkeypatch.setattr("sys.argv", ["rankone", *command.split()])
+    monkeypatch.setitem(models.IMPATIENT, "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said == "rankone: http://127.0.0.1:1 does not answer; is MLFLOW_TRACKING_URI right?\n"
+    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
 
 
 def test_promotions_and_rollbacks_are_told(model: str, make: Register) -> None:

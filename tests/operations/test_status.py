@@ -1,7 +1,6 @@
 """`rankone status`: the rules on runs made up here, and the command on a registry."""
 
 import json
-import os
 import re
 import time
 from collections.abc import Callable
@@ -13,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from operations import status
-from operations.command_line import app, main
+from operations.command_line import app
 from operations.status import Limits, Status, data_confirmed, data_made, last_failure, problems, rejections
 from retrieval import registry
 from retrieval.gate import Outcome
@@ -276,18 +275,6 @@ def test_a_model_of_somebody_else_is_no_reason_to_look(monkeypatch: pytest.Monke
     assert json.loads(asked("--json", code=1)) == {"fine": False, "models": []}
     assert asked("--prometheus", code=1) == ""
     assert "no version is champion" in asked("--model", "by-hand", code=1)
-
-
-def test_a_server_that_is_away_ends_in_an_error_within_seconds(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
-    monkeypatch.setattr("sys.argv", ["rankone", "status"])
-    monkeypatch.setitem(status.IMPATIENT, "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    assert "rankone: MLflow could not do" in capsys.readouterr().err
-    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
 
 
 def test_bad_input_is_an_error(model: str) -> None:
