@@ -67,8 +67,8 @@ def models(model: Model = None, as_json: AsJson = False) -> None:
 def history(model: Model = None, as_json: AsJson = False) -> None:
     """Tell who made which version champion, when and why."""
     with impatience():
-        if not model and not as_json and not registry.registered_models():
-            print(f"{NOTHING}, so there is no history.")
+        if not model and not registry.registered_models():
+            print_no_history(as_json)
             return
         name = the_model(model)
         found = promotion.history(name)
@@ -219,6 +219,14 @@ def describe(version: ModelVersion, aliases: Mapping[str, int]) -> dict[str, Any
         "age_seconds": round(time.time() - version.created),
         "registered": f"{datetime.datetime.fromtimestamp(version.created, datetime.UTC):%Y-%m-%dT%H:%M:%SZ}",
     }
+
+
+def print_no_history(as_json: bool) -> None:
+    """Tell that no model has a history, with the names that one would have."""
+    if as_json:
+        print_json({"model": None, CHAMPION: [], CHALLENGER: [], "aliases": {}, "notices": []})
+    else:
+        print(f"{NOTHING}, so there is no history.")
 
 
 def report(name: str, moved: Move, as_json: bool, notices: Sequence[str] = ()) -> None:

@@ -319,7 +319,7 @@ def run_row(run: TrackedRun | None, now: float) -> dict[str, Any] | None:
 
 
 def metrics(found: Sequence[Status], now: float) -> list[Metric]:
-    """For Prometheus; what is not known has no sample."""
+    """For Prometheus; what is not known has no sample, and without models only the need to look has one."""
     champions = [one for one in found if one.version is not None]
     ran = [(one, one.success) for one in found if one.success is not None]
     return [
@@ -374,6 +374,6 @@ def metrics(found: Sequence[Status], now: float) -> list[Metric]:
         Metric(
             "rankone_attention",
             "1 where somebody should look, by the limits that were given.",
-            [({"model": one.model}, int(bool(one.problems))) for one in found],
+            [({"model": one.model}, int(bool(one.problems))) for one in found] or [({}, 1)],  # no model is registered
         ),
     ]

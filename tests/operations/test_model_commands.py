@@ -60,6 +60,7 @@ def test_an_empty_registry_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     assert said("models").startswith("No model is registered yet")
     assert asked("models") == {"versions": [], "notices": []}
     assert said("history").startswith("No model is registered yet")
+    assert asked("history") == {"model": None, "champion": [], "challenger": [], "aliases": {}, "notices": []}
     with pytest.raises(ValueError, match="No model is registered yet"):
         said("rollback", "--reason", "x")
 

@@ -172,7 +172,7 @@ def test_metrics_are_seconds_and_are_left_out_where_nothing_is_known() -> None:
     labels = (("model", "shoes"), ("outcome", "skipped"), ("rule", "unchanged"))
     assert families["rankone_last_outcome_info"]["samples"] == {labels: 1}
     assert all(family["type"] == "gauge" and family["help"] for family in families.values())
-    assert status.exposition(status.metrics([], NOW)) == ""
+    assert list(parse_exposition(status.exposition(status.metrics([], NOW)))) == ["rankone_attention"]
 
 
 @pytest.fixture
@@ -273,7 +273,8 @@ def test_a_model_of_somebody_else_is_no_reason_to_look(monkeypatch: pytest.Monke
     monkeypatch.setattr(registry, "registered_models", lambda: ["by-hand"])
     assert asked(code=1).startswith("No model is registered yet")
     assert json.loads(asked("--json", code=1)) == {"fine": False, "models": []}
-    assert asked("--prometheus", code=1) == ""
+    assert asked("--prometheus", code=1).splitlines()[-1] == "rankone_attention 1"
+    assert list(parse_exposition(asked("--prometheus", code=1))) == ["rankone_attention"]
     assert "no version is champion" in asked("--model", "by-hand", code=1)
 
 
