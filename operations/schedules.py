@@ -32,27 +32,27 @@ UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 MOST_AT_ONCE = 10  # Kubeflow Pipelines refuses more
 
 KEYS = {
-    "name": "text",
-    "cron": "text",
-    "every": "text",
-    "recipe": "text",
-    "profile": "text",
-    "parameters": "mapping",
-    "experiment": "text",
-    "version": "text",
+    "name": "a text",
+    "cron": "a text",
+    "every": "a text",
+    "recipe": "a text",
+    "profile": "a text",
+    "parameters": "a mapping",
+    "experiment": "a text",
+    "version": "a text",
     "paused": "true or false",
     "catchup": "true or false",
-    "max_concurrency": "whole number",
-    "start": "time",
-    "end": "time",
-    "service_account": "text",
+    "max_concurrency": "a whole number",
+    "start": "a time",
+    "end": "a time",
+    "service_account": "a text",
 }
 TYPES: dict[str, tuple[type, ...]] = {
-    "text": (str,),
-    "mapping": (dict,),
+    "a text": (str,),
+    "a mapping": (dict,),
     "true or false": (bool,),
-    "whole number": (int,),
-    "time": (str, datetime.date),  # a datetime is a date
+    "a whole number": (int,),
+    "a time": (str, datetime.date),  # a datetime is a date
 }
 
 
@@ -413,8 +413,8 @@ def _of_kind(where: str, key: str, value: Any) -> None:
     kind = KEYS[key]
     wrong_bool = isinstance(value, bool) and kind != "true or false"
     if wrong_bool or not isinstance(value, TYPES[kind]):
-        quoted = " Quote it." if kind == "text" and value is not None else ""
-        raise ValueError(f"{where}: {key} is {value!r}; it must be a {kind}.{quoted}")
+        quoted = " Quote it." if kind == "a text" and value is not None else ""
+        raise ValueError(f"{where}: {key} is {value!r}; it must be {kind}.{quoted}")
 
 
 def _seconds(text: str) -> int:

@@ -34,3 +34,11 @@ def test_a_seed_is_one_that_torch_and_numpy_take(step: str) -> None:
     for seed in (-1, 2**63):
         with pytest.raises(ValueError, match=f"seed is {seed}; it must be 0 or more, and less than 2\\*\\*63"):
             params_type(step)(seed=seed)
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, float("inf"), float("nan")])
+@pytest.mark.parametrize("step", ["pretrain", "finetune_softmax"])
+def test_a_learning_rate_is_a_finite_number_above_0(step: str, rate: float) -> None:
+    name = f"{step.removeprefix('finetune_')}_learning_rate"
+    with pytest.raises(ValueError, match=f"{name} is {rate}; it must be a finite number above 0"):
+        params_type(step)(**{name: rate})

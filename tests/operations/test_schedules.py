@@ -118,7 +118,7 @@ def test_an_interval_counts_from_its_start_or_from_when_it_was_made() -> None:
         ({"parameters": {"champion_fingerprint": "3"}}, "champion_fingerprint stands for one moment"),
         ({"parameters": {"source": "folder", "location": "photos"}}, "location is 'photos', which is on this machine"),
         ({"parameters": ["seed"]}, "parameters is .* it must be a mapping"),
-        ({"paused": "yes"}, "paused is 'yes'; it must be a true or false"),
+        ({"paused": "yes"}, "paused is 'yes'; it must be true or false"),
         ({"max_concurrency": 11}, "max_concurrency is 11; it is from 1 to 10"),
         ({"max_concurrency": True}, "max_concurrency is True"),
         ({"version": 123456789012}, "version is 123456789012; it must be a text. Quote it"),
