@@ -13,14 +13,13 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 from retrieval.evidence import Evidence
 from retrieval.ledger import CHAMPION, look
 from retrieval.ledger_store import Ledger, experiment_of
 from retrieval.manifest import digest_of
 from retrieval.model_folder import CONFIG, read_model_manifest
-from retrieval.tracking import PIPELINE_RUN, client, error_code, loading, open_channel, tracking_uri
+from retrieval.tracking import PIPELINE_RUN, client, error_code, loading, open_channel, server_address, tracking_uri
 
 KEY = "rankone.key"  # tag that makes a second registration of the same model find the first
 CARD = "model_card.md"
@@ -213,14 +212,6 @@ def page_address(name: str, number: int) -> str:
     """Address of a version's page in MLflow, without credentials; empty on the embedded store, which has none."""
     server = server_address()
     return f"{server}/#/models/{name}/versions/{number}" if server else ""
-
-
-def server_address() -> str:
-    """Address of the MLflow server as a person may see it; empty where there is none."""
-    parts = urlsplit(os.environ.get("MLFLOW_TRACKING_URI", ""))
-    if parts.scheme not in ("http", "https"):
-        return ""
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
 
 
 def _ask(action: str, **arguments: Any) -> Any:

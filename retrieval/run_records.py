@@ -5,8 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from retrieval.registry import server_address
-from retrieval.tracking import PIPELINE_RUN, client, experiment_id, open_channel
+from retrieval.tracking import PIPELINE_RUN, client, experiment_id, open_channel, server_address
 
 MOST_RUNS = 1_000  # of one pipeline run: every attempt of every step
 

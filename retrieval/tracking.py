@@ -22,6 +22,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit, urlunsplit
 
 from retrieval import tracking_process
 from retrieval.home import home
@@ -220,11 +221,20 @@ def perform(writer: "RunWriter", action: str, arguments: Mapping[str, Any]) -> A
     except ValueError:
         raise
     except Exception as error:
-        server = os.environ.get("MLFLOW_TRACKING_URI")
+        server = server_address()
         if server and _got_no_answer(error):
             raise TrackingError(f"{server} does not answer; is MLFLOW_TRACKING_URI right?") from error
-        place = server or f"the embedded store in {home()}"
+        named = "the store of MLFLOW_TRACKING_URI" if os.environ.get("MLFLOW_TRACKING_URI") else ""
+        place = server or named or f"the embedded store in {home()}"
         raise TrackingError(f"MLflow could not do '{action}' in {place}: {error}") from error
+
+
+def server_address() -> str:
+    """Address of the MLflow server as a person may see it; empty where there is none."""
+    parts = urlsplit(os.environ.get("MLFLOW_TRACKING_URI", ""))
+    if parts.scheme not in ("http", "https"):
+        return ""
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
 
 
 def _got_no_answer(error: BaseException | None) -> bool:

@@ -70,7 +70,7 @@ def test_an_empty_registry_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     ["models", "history", "status", "compare 1 2", "promote 1 --reason x", "rollback --reason x", "models -m boots"],
 )
 def test_a_server_that_is_away_ends_in_an_error_within_seconds(monkeypatch, capsys, command: str) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://someone:secret@127.0.0.1:1")
     monkeypatch.setattr("sys.argv", ["rankone", *command.split()])
     monkeypatch.setitem(models.IMPATIENT, "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
