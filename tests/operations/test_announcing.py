@@ -38,8 +38,9 @@ def environment(home: Path, receiver: Receiver) -> dict[str, str]:
 
 
 def test_the_exit_handler_tells_of_a_step_that_failed(home: Path, receiver: Receiver) -> None:
+    (home / "no-weights.pth").write_text("pretrain fails at it, though it is there")
     done = subprocess.run(
-        command(home, "weights=/nowhere", "webhook_format=slack"),
+        command(home, f"weights={home / 'no-weights.pth'}", "webhook_format=slack"),
         capture_output=True,
         text=True,
         env=environment(home, receiver),
@@ -51,7 +52,7 @@ def test_the_exit_handler_tells_of_a_step_that_failed(home: Path, receiver: Rece
     assert "The receiver was told: Failed at pretrain." in done.stdout
     (message,) = receiver.messages
     assert message["text"].startswith("Failed at pretrain\nValueError: ")
-    assert "/nowhere" in message["text"]
+    assert "no-weights.pth" in message["text"]
     assert TOKEN not in done.stdout + done.stderr
     kept = [path.read_bytes() for path in (home / "kept").rglob("*") if path.is_file()]
     assert not any(TOKEN.encode() in content for content in kept), "it is a secret, and in no file"

@@ -218,7 +218,7 @@ def test_images_elsewhere_are_the_same_and_one_that_changed_is_counted(
     assert "Skipped (unchanged)" in moved.stdout, moved.stdout
     picture = changed / "0" / "000.png"
     Image.open(picture).transpose(Image.Transpose.ROTATE_90).save(picture)
-    failing = pipeline.run(skip_unchanged="true", location=str(changed), weights="/nowhere")
+    failing = pipeline.run(skip_unchanged="true", location=str(changed), weights=no_weights(changed.parent))
     assert "To train: data and parameters differ from those of the champion, version 1." in failing.stdout
     assert ran(failing.stdout) == STEPS[:3]
     found = json.loads((pipeline.latest() / "result.json").read_text())["steps"]["detect_changes"]
@@ -263,6 +263,13 @@ def changed(images: Path, tmp_path: Path) -> Path:
     return copy
 
 
+def no_weights(folder: Path) -> str:
+    """A file at which pretrain fails, though it is there."""
+    path = folder / "no-weights.pth"
+    path.write_text("no weights")
+    return str(path)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_and_kill_stop_the_running_step(pipeline: Pipeline, changed: Path, number: signal.Signals) -> None:
     command = pipeline.command(location=str(changed))
@@ -284,7 +291,7 @@ def test_ctrl_c_and_kill_stop_the_running_step(pipeline: Pipeline, changed: Path
 
 
 def test_a_changed_file_runs_again(pipeline: Pipeline, changed: Path) -> None:
-    failing = {"location": str(changed), "weights": "/nowhere"}
+    failing = {"location": str(changed), "weights": no_weights(changed.parent)}
     assert ran(pipeline.run(**failing).stdout) == STEPS[:3]
     assert from_cache(pipeline.run(**failing).stdout) == STEPS[:1], "unchanged images are not read again"
 
