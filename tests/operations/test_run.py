@@ -243,6 +243,7 @@ def test_a_failed_step_resumes_there(
     pipeline: Pipeline, first: subprocess.CompletedProcess[str], tmp_path: Path
 ) -> None:
     weights = tmp_path / "weights.safetensors"
+    weights.write_text("half of a file")
     failed = pipeline.run(weights=str(weights), registered_model="resumed")
     assert failed.returncode == 1
     assert f"{weights}" in failed.stdout
