@@ -21,7 +21,7 @@ from retrieval.embedder import Embedder
 from retrieval.evaluation import IMAGES
 from retrieval.measurement import digest_of_test
 from retrieval.metrics import retrieval_metrics
-from retrieval.model_folder import read_model_manifest
+from retrieval.model_folder import read_model_manifest, resize_of
 from retrieval.pictures import save_pictures, taken, wanted
 from retrieval.registry import ModelVersion, fetch_file, fetch_model, versions_of
 from retrieval.robustness import resized
@@ -67,7 +67,7 @@ def score(folder: Path, dataset: Dataset, device: torch.device, batch_size: int)
         ValueError: it is no model folder, its images were fitted in another way, or an embedding is not finite.
     """
     manifest = read_model_manifest(folder)
-    if (fitted := manifest.facts.get("resize", "crop")) != dataset.resize:
+    if (fitted := resize_of(manifest)) != dataset.resize:
         raise ValueError(
             f"the champion was trained on images fitted by resize={fitted}, these are by resize={dataset.resize}: on "
             f"them it would be judged worse than it is. Prepare the data with resize={fitted} to compare the two."

@@ -30,7 +30,7 @@ class ImageEmbedder(PythonModel):
         Raises:
             ValueError: a file of the model was altered, or it is another model than the one that was registered.
         """
-        from retrieval.model_folder import read_model_manifest
+        from retrieval.model_folder import read_model_manifest, resize_of
         from retrieval.models import load_model
 
         folder = Path(context.artifacts["model"])
@@ -41,7 +41,7 @@ class ImageEmbedder(PythonModel):
                 "replaced its files. Register the model again."
             )
         self.network = load_model(folder)
-        self.resize = manifest.facts.get("resize", "crop")  # as its training images were fitted
+        self.resize = resize_of(manifest)  # as its training images were fitted
 
     def predict(
         self,

@@ -29,7 +29,7 @@ from retrieval.devices import pick_device
 from retrieval.drift import Drift, drift, load_reference, some_of
 from retrieval.embedder import Embedder
 from retrieval.evaluation import IMAGES, REFERENCE
-from retrieval.model_folder import read_model_manifest
+from retrieval.model_folder import read_model_manifest, resize_of
 from retrieval.registry import ModelVersion
 from retrieval.retraining import MadeFrom, Plan, parameters_digest, plan_of
 from retrieval.robustness import resized
@@ -122,7 +122,7 @@ def drift_of(champion: ModelVersion, images: Dataset, params: Params) -> tuple[D
                 return None, "every image is one that the champion knows"
             rows = rows[some_of(images.index["sha256"].take(rows).to_pylist(), params.drift_images)]
             model = registry.fetch_model(champion, folder / "model")
-            fitted = read_model_manifest(model).facts.get("resize", "crop")
+            fitted = resize_of(read_model_manifest(model))
             if fitted != images.resize:
                 return None, f"the champion knows images of resize={fitted}, these are of resize={images.resize}"
             embedder = Embedder("champion", model, images, pick_device(params.device), BATCH_SIZE)
