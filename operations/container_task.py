@@ -21,7 +21,8 @@ import docker
 from docker.errors import APIError, DockerException, ImageNotFound
 from docker.types import DeviceRequest, Mount
 
-from operations.local_runner import SECONDS_TO_STOP, Observer, StepTask
+from operations.local_runner import Observer, StepTask
+from operations.step_processes import SECONDS_TO_STOP
 from retrieval.tracking import IMAGE
 from retrieval.tracking_process import SOCKET
 

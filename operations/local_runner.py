@@ -1,19 +1,16 @@
 """The adapter that lets kfp.local run container components: as processes of this machine, or in containers.
 
 kfp.local runs container components in Docker only, and now and then calls a container that failed a success. So each
-task is ours and everything else (order, inputs, cache) stays kfp.local's. A step is an ordinary Python program: as a
-process its command line runs as it stands, in this environment; container_task.py runs it in the step's image. What a
-step leaves is checked: a task succeeds when its program did and every output that it declares was reported and exists.
+task is ours and everything else (order, inputs, cache) stays kfp.local's. A step is an ordinary Python program: its
+command line runs as it stands, as a process of this environment (step_processes.py) or in the step's image
+(container_task.py). What a step leaves is checked: a task succeeds when its program did and every output that it
+declares was reported and exists.
 """
 
 import contextlib
 import io
 import json
 import logging
-import os
-import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -26,11 +23,10 @@ from kfp import components, dsl, local
 from kfp.local import docker_task_handler, status, subprocess_task_handler
 from kfp.local.orchestrator import task_executor
 
+from operations.step_processes import StepProcesses, stop
+
 if TYPE_CHECKING:
     from operations.container_task import Containers
-
-SECONDS_TO_STOP = 10.0
-SPIN_COUNT = "10000"  # of idle threads; libgomp's own 300,000 harms neighbours (benchmarks/spinning.py)
 
 
 class Observer(Protocol):
@@ -95,7 +91,7 @@ def run_compiled(
         cache_root=str(cache),
     )
     results: list[StepResult] = []
-    with _quiet(), _adapted(observer, results, containers):
+    with _quiet(), contextlib.closing(StepProcesses()) as processes, _adapted(observer, results, processes, containers):
         components.load_component_from_file(str(pipeline))(**values)
     return bool(results) and all(result.succeeded for result in results)
 
@@ -134,29 +130,22 @@ class StepTask:
 class ProcessTask(StepTask):
     """Runs the command as a process of this machine."""
 
+    def __init__(self, observer: Observer, processes: StepProcesses, **arguments: Any) -> None:
+        super().__init__(observer, **arguments)
+        self._processes = processes
+
     def _run_program(self) -> int:
-        command = [sys.executable, *self._command[1:]] if self._command[0] == "python" else self._command
-        environment = {"GOMP_SPINCOUNT": SPIN_COUNT, **os.environ, "PYTHONUNBUFFERED": "1", **self._environment}
+        environment = self._environment
         if version := self._image.partition(":")[2]:  # of the step's code, as the pipeline was compiled
-            environment["RANKONE_CODE_VERSION"] = version
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            env=environment,
-            start_new_session=True,  # Ctrl-C reaches this process alone, which then stops the step in an orderly way
-        )
-        assert process.stdout is not None
-        with process.stdout as lines:
+            environment = environment | {"RANKONE_CODE_VERSION": version}
+        process, printed = self._processes.start(self._command, environment)
+        with printed as lines:
             try:
                 for line in lines:
                     self._observer.step_said(self._step, line.rstrip("\n"))
                 return process.wait()
             finally:
-                _stop(process)
+                stop(process)
 
 
 def missing_outputs(executor_input: dict[str, Any]) -> list[str]:
@@ -172,20 +161,10 @@ def missing_outputs(executor_input: dict[str, Any]) -> list[str]:
     ]
 
 
-def _stop(process: subprocess.Popen[str]) -> None:
-    """End a process and its children, gently first."""
-    if process.poll() is not None:
-        return
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(SECONDS_TO_STOP)
-            return
-
-
 @contextlib.contextmanager
-def _adapted(observer: Observer, results: list[StepResult], containers: "Containers | None") -> Iterator[None]:
+def _adapted(
+    observer: Observer, results: list[StepResult], processes: StepProcesses, containers: "Containers | None"
+) -> Iterator[None]:
     """Put our task in the place of kfp.local's and listen to each task's beginning and end."""
     execute: Callable[..., tuple[dict[str, Any], status.Status]] = task_executor.execute_single_task
     ran: list[str] = []
@@ -193,7 +172,7 @@ def _adapted(observer: Observer, results: list[StepResult], containers: "Contain
     def task(**arguments: Any) -> StepTask:
         ran.append("")
         if containers is None:
-            return ProcessTask(observer, **arguments)
+            return ProcessTask(observer, processes, **arguments)
         from operations.container_task import ContainerTask  # and with it the engine's client
 
         return ContainerTask(observer, containers=containers, **arguments)

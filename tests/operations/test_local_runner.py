@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 from kfp.local import status
 
-from operations.local_runner import SPIN_COUNT, ProcessTask, missing_outputs
+from operations.local_runner import ProcessTask, missing_outputs
+from operations.step_processes import SPIN_COUNT, StepProcesses
 
 
 class Ear:
@@ -31,7 +32,7 @@ def task(program: str, asked: dict, tmp_path: Path, ear: Ear) -> ProcessTask:
     package.mkdir()
     (package / "__main__.py").write_text(program)
     command = ["python", "-m", "components", "learn", "--executor-input", json.dumps(asked)]
-    return ProcessTask(ear, full_command=command, env_vars={}, image="an-image:c0de")
+    return ProcessTask(ear, StepProcesses(), full_command=command, env_vars={}, image="an-image:c0de")
 
 
 def report(asked: dict) -> str:

@@ -54,7 +54,7 @@ class Pipeline:
         return [sys.executable, "-m", "operations.command_line", "run", *assignments]
 
     def environment(self) -> dict[str, str]:
-        return os.environ | {"RANKONE_HOME": str(self.home), "OMP_NUM_THREADS": "2", "COLUMNS": "200"}
+        return os.environ | {"RANKONE_HOME": str(self.home), "COLUMNS": "200"}
 
     def run(self, **changes: str) -> subprocess.CompletedProcess[str]:
         command = self.command(**changes)
@@ -314,7 +314,7 @@ def test_a_training_that_is_killed_resumes_amid_its_epochs(
     while not list(kept.glob("*/finetune-metric/metric 0.safetensors")):
         time.sleep(0.02)  # leaves the processor to the step
         assert process.poll() is None
-    for number in running_processes(pipeline.home):
+    for number in running_steps(pipeline.home):
         os.kill(number, signal.SIGKILL)
     assert process.wait(timeout=60) == 1
     again = pipeline.run(**longer)
@@ -326,28 +326,17 @@ def test_a_training_that_is_killed_resumes_amid_its_epochs(
     assert not list(kept.rglob("*.safetensors")), "a step that ended well leaves no checkpoint"
 
 
-def running_processes(home: Path) -> list[int]:
-    """Numbers of the steps' processes that work for this home."""
+def running_steps(home: Path) -> list[int]:
+    """Numbers of the processes that work on steps for this home, and of the one they are forks of."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            line = path.read_bytes().replace(b"\0", b" ").decode()
-            if "-m components " in line and str(home) in line:
-                found.append(int(path.parent.name))
+            line, environment = ((folder / name).read_bytes().split(b"\0") for name in ("cmdline", "environ"))
+            if {b"components", b"operations.step_server"} & set(
+                line
+            ) and f"RANKONE_HOME={home}".encode() in environment:
+                found.append(int(folder.name))
     return found
-
-
-def running_steps(home: Path) -> list[str]:
-    """Command lines of processes that still work for this home."""
-    lines = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = path.read_bytes().replace(b"\0", b" ").decode()
-        except OSError:
-            continue
-        if "-m components " in line and str(home) in line:
-            lines.append(line)
-    return lines
 
 
 @pytest.mark.parametrize(
