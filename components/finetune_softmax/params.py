@@ -30,12 +30,12 @@ class Params:
             are drawn to the centres of the training classes after half-whitening, from 0 (whitened only) to 1.
         join: whether the features of pretrain are laid beside the embedding: none, auto (as validation images gain by
             it), or their share in the similarity, from 0 to 1. The model then carries both networks and embeds at the
-            speed of both.
+            speed of both. With labels=none, which sees no gain, none or a share.
         batch_size: images at once.
         augment: auto (decided from the images), or the name of an augmentation.
         robust: none, or missing: embeddings are to withstand missing parts, so up to 60 % of every eighth training
             image is hidden.
-        labels: given, or none: the model goes on as it came.
+        labels: given, or none: the model goes on as it came, but for `join`.
         compile: run the network through torch.compile.
         checkpoints: where the state of the training is kept, so that a step that is tried again goes on there: a folder
             or s3://bucket/prefix; empty for the place that `rankone run` names, elsewhere for none.
@@ -71,10 +71,8 @@ class Params:
             raise ValueError(f"refine is '{self.refine}'; give auto, none or a number from 0 to 1, e.g. 0.4.")
         if self.join != "none" and not is_auto_or_number(self.join, 0, 1):
             raise ValueError(f"join is '{self.join}'; give none, auto or a number from 0 to 1, e.g. 0.5.")
-        if self.join != "none" and self.labels == "none":
-            raise ValueError(
-                f"join is '{self.join}' with labels=none, where the model goes on as it came; leave it out."
-            )
+        if self.join == "auto" and self.labels == "none":
+            raise ValueError("join is 'auto' with labels=none, where no class says what gains; give a share, e.g. 0.5.")
         if not 0 <= self.average_from <= 1:
             raise ValueError(f"average_from is {self.average_from}; it is a share of the steps, from 0 to 1.")
         if not 0 <= self.weight_decay < 1 or not 0 <= self.label_smoothing < 1:

@@ -37,7 +37,7 @@ def finetune_softmax(
     data, network = Dataset(dataset), load_model(model, device)
     if params.labels == "none":
         with step_run("finetune_softmax", params):
-            return pass_through(network, data, model, tuned_model)
+            return without_labels(params.join, network, data, backbone, model, tuned_model)
     rows = data.rows("train")
     names, labels = np.unique(data.labels[rows], return_inverse=True)
     distributed.say(
@@ -97,15 +97,23 @@ def validation_numbers(before: Candidate, after: Candidate, chosen: Candidate) -
     return {name: recall for name, recall in named.items() if recall is not None}
 
 
-def pass_through(network: EmbeddingModel, data: Dataset, model: InputPath, tuned_model: OutputPath) -> Outputs:
-    """Hand the model on as it came: without labels there are no classes for a softmax layer."""
+def without_labels(
+    join: str, network: EmbeddingModel, data: Dataset, backbone: InputPath, model: InputPath, tuned_model: OutputPath
+) -> Outputs:
+    """Hand the model on as it came, joined with the features if a share is given: there is no class to train by."""
     if not distributed.is_first():
         return {}
-    why = "labels=none: no classes to put a softmax layer over; the model goes on as it came."
-    distributed.say(f"finetune_softmax: {why}")
     manifest = read_model_manifest(model)
     made_from = {"dataset": data.digest, "model": manifest.digest}
-    save_model(tuned_model, network.cpu(), made_from, {**manifest.facts, "softmax": "as it came", "softmax_why": why})
+    why = "labels=none: no classes to put a softmax layer over; the model goes on as it came."
+    facts = {**manifest.facts, "softmax": "as it came", "softmax_why": why}
+    distributed.say(f"finetune_softmax: {why}")
+    if join != "none":
+        network = network.cpu().joined_with(load_model(backbone), float(join))
+        made_from |= {"backbone": read_model_manifest(backbone).digest}
+        facts |= {"joined": float(join), "joined_why": f"features of pretrain joined: share {float(join):g}, asked for"}
+        distributed.say(f"finetune_softmax: {facts['joined_why']}")
+    save_model(tuned_model, network.cpu(), made_from, facts | {"dimension": network.dimension})
     return {"tuned_model": {"epochs": 0, "dimension": network.dimension, "softmax": why}}
 
 

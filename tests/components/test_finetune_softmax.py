@@ -214,6 +214,27 @@ def test_without_labels_the_model_goes_on_as_it_came(tmp_path: Path, capsys: pyt
     assert read_model_manifest(tmp_path / "tuned").made_from["model"] == read_model_manifest(model).digest
 
 
+@pytest.mark.usefixtures("mlflow_home")
+def test_without_labels_a_given_share_of_the_features_is_joined(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset, model = write_inputs(tmp_path)
+    write_features(tmp_path, 1.0)
+    outputs = tune(Params(**SMALL, labels="none", join="0.25"), dataset, model, tmp_path / "tuned")["tuned_model"]
+    assert "features of pretrain joined: share 0.25, asked for" in capsys.readouterr().out
+    assert outputs["dimension"] == 16 + 3
+    manifest = read_model_manifest(tmp_path / "tuned")
+    assert (manifest.facts["joined"], manifest.facts["dimension"]) == (0.25, 19)
+    assert manifest.made_from["backbone"] == read_model_manifest(tmp_path / "backbone").digest
+    data = Dataset(dataset)
+    rows = data.rows("validation")
+    alone, features, joined = (
+        embed(load_model(tmp_path / name), data, rows, torch.device("cpu")) for name in ("model", "backbone", "tuned")
+    )
+    cosines = [normalize(values) @ normalize(values).T for values in (alone, features, joined)]
+    torch.testing.assert_close(cosines[2], 0.75 * cosines[0] + 0.25 * cosines[1])
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
