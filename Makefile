@@ -9,7 +9,7 @@ demo: .venv/rankone.installed
 	$(BIN)/rankone run --recipe digits
 
 test: .venv/development.installed
-	$(BIN)/python -m pytest -m "not engine" --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest -m "not engine" --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 lint: .venv/development.installed
 	$(BIN)/ruff format --check .

@@ -43,6 +43,8 @@ WORSE = (
     "learning_rate=0.0001",
     "softmax_learning_rate=0.0001",
 )
+SLOW = ("softmax_epochs=3", "refine=0.4")  # of two at once; each makes another model, whatever the softmax layer did
+QUICK = ("softmax_epochs=1", "refine=0.6")
 POLL_SECONDS = 0.005
 
 
@@ -167,10 +169,10 @@ def at_once(story: Story, more: str) -> None:
     """Two runs, both judged against one champion, then both promoting: one is held between the two by SIGSTOP."""
     before = champion()
     registered = versions()
-    slow = story.start(more, "softmax_epochs=3")
+    slow = story.start(more, *SLOW)
     held = wait_for(lambda: promoting(slow, registered))
     os.kill(held, signal.SIGSTOP)
-    quick = story.run(more, "softmax_epochs=1")
+    quick = story.run(more, *QUICK)
     os.kill(held, signal.SIGCONT)
     lost = finish(slow)
     story.tell("of two at once, the one that is first", quick, quick.decision.get("outcome") == "promoted")
@@ -179,7 +181,7 @@ def at_once(story: Story, more: str) -> None:
     for line in lost.said.splitlines():
         if "compared with" in line or "Nothing was moved" in line:
             print(f"      {line.strip()}")
-    judged = story.run(more, "softmax_epochs=3")
+    judged = story.run(more, *SLOW)
     story.tell("the other, judged again", judged, judged.status == 0 and bool(judged.decision))
 
 
