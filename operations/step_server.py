@@ -1,6 +1,6 @@
 """Steps that start at once: one process loads the libraries, and every step that needs them is a fork of it.
 
-A step on its own loads PyTorch, torchvision, scikit-learn and Matplotlib in 4 to 8 seconds, which for five steps is
+A step on its own loads PyTorch, torchvision, scikit-learn and Matplotlib in 4 to 9 seconds, which for five steps is
 most of a small run. Here they are loaded once, while prepare_data works. A fork then runs the step's ordinary command
 line, in a session of its own, with the environment and the output that it is given.
 

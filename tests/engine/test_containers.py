@@ -244,7 +244,7 @@ def test_an_equal_run_takes_every_step_that_asks_no_registry_from_the_cache(depl
 
 def test_a_container_killed_amid_an_epoch_goes_on_from_the_bucket_to_the_same_weights(deployed: Deployment) -> None:
     """The state lies in the object store, where the next container finds it."""
-    long = {"metric_epochs": "30"}  # so that there is time to kill it
+    long = {"metric_epochs": "60"}  # so that there is time to kill it
     done = deployed.run(**long, checkpoint_seconds="0")
     assert done.returncode == 0, done.stdout + done.stderr
     uninterrupted = trained_weights(deployed)

@@ -332,9 +332,8 @@ def running_steps(home: Path) -> list[int]:
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             line, environment = ((folder / name).read_bytes().split(b"\0") for name in ("cmdline", "environ"))
-            if {b"components", b"operations.step_server"} & set(
-                line
-            ) and f"RANKONE_HOME={home}".encode() in environment:
+            works = b"components" in line or b"operations.step_server" in line
+            if works and f"RANKONE_HOME={home}".encode() in environment:
                 found.append(int(folder.name))
     return found
 

@@ -92,12 +92,9 @@ def gone(pid: int) -> bool:
     """Whether a process has ended, or ends soon."""
     for _ in range(200):
         try:
-            if (
-                f"{pid} (" not in Path(f"/proc/{pid}/stat").read_text()
-                or ") Z" in Path(f"/proc/{pid}/stat").read_text()
-            ):
+            if ") Z" in Path(f"/proc/{pid}/stat").read_text():
                 return True
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):
             return True
         time.sleep(0.02)
     return False
