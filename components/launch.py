@@ -60,7 +60,7 @@ def launch(
     first = int(os.environ.get("RANK", "0")) == 0
     if not (first or every_rank):
         return
-    signal.signal(signal.SIGTERM, _stop)
+    handler = signal.signal(signal.SIGTERM, _stop)
     try:
         options = _options(arguments if arguments is not None else sys.argv[1:])
         executor_input = json.loads(options.pop("executor-input", "null"))
@@ -92,6 +92,8 @@ def launch(
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 def artifact_arguments(step: Callable[..., Outputs]) -> dict[str, type]:

@@ -158,6 +158,7 @@ def _begin_process() -> None:
     """Leave Ctrl-C to the parent, and end when it ends, however it ends; spare the parent's objects from collection."""
     gc.freeze()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent's handler raises, which a finalizer could swallow
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()

@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import json
 import os
@@ -139,6 +140,25 @@ def test_reports_every_output_with_uri_type_and_metadata(source: Path, tmp_path:
             "metadata": {"epochs": 2, "rate": 0.1},
         }
     ]
+
+
+@pytest.mark.parametrize("ends", ["well", "badly"])
+def test_a_step_that_ended_leaves_the_handler_of_signals_as_it_was(ends: str, source: Path, tmp_path: Path) -> None:
+    def handler(*_: object) -> None: ...
+
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        rate = "0.1" if ends == "well" else "fast"
+        with contextlib.suppress(SystemExit):
+            launch(
+                copy_text,
+                Params,
+                arguments=[f"--source={source}", f"--copied={tmp_path / 'copied'}", f"--rate={rate}"],
+            )
+        assert (tmp_path / "copied").exists() == (ends == "well")
+        assert signal.getsignal(signal.SIGTERM) is handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_what_a_failed_attempt_left_is_cleared_under_kfp(source: Path, tmp_path: Path) -> None:

@@ -1,4 +1,3 @@
-import multiprocessing
 import os
 from typing import Any
 
@@ -10,6 +9,7 @@ from retrieval.ledger_store import Ledger, ledger_run, make_ledger
 from retrieval.registry import champion
 from retrieval.tracking import client
 from tests.ledger_stress import make_model
+from tests.processes import at_once
 
 pytestmark = pytest.mark.usefixtures("mlflow_home")
 
@@ -57,8 +57,7 @@ def make_at_once(_: int) -> str:
 
 def test_of_ledgers_made_at_once_one_stays() -> None:
     client()
-    with multiprocessing.get_context("fork").Pool(4) as pool:
-        runs = pool.map(make_at_once, range(4), chunksize=1)
+    runs = at_once(make_at_once, range(4))
     assert len(set(runs)) == 1
     assert [found.name for found in ledgers("at-once")] == ["rankone-ledger.at-once"]
 

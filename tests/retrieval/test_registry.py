@@ -1,4 +1,3 @@
-import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from retrieval.registry import (
     tag_version,
 )
 from retrieval.tracking import PIPELINE_RUN, TrackingError, client, experiment_id, step_run
+from tests.processes import at_once
 
 pytestmark = pytest.mark.usefixtures("mlflow_home")
 
@@ -100,8 +100,7 @@ def register_once(folder: Path) -> int:
 
 def test_registrations_at_once_leave_one_version(model_folder: Path) -> None:
     client()
-    with multiprocessing.get_context("fork").Pool(4) as pool:
-        numbers = pool.map(register_once, [model_folder] * 4, chunksize=1)
+    numbers = at_once(register_once, [model_folder] * 4)
     assert len(set(numbers)) == 1
     assert versions("at-once") == sorted(set(numbers))
 

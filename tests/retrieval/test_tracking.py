@@ -1,6 +1,5 @@
 import dataclasses
 import math
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import pytest
 
 from retrieval import tracking, tracking_process
 from retrieval.tracking import TrackingError, client, step_run
+from tests.processes import at_once
 
 pytestmark = pytest.mark.usefixtures("mlflow_home")
 ROOT = Path(__file__).parents[2]
@@ -205,8 +205,7 @@ def test_four_processes_at_once_make_one_sound_store(
     client()  # MLflow is imported here, once, and not by each of the four
     monkeypatch.setenv("RANKONE_HOME", str(tmp_path))
     monkeypatch.setenv("RANKONE_PIPELINE_RUN", "d-run")
-    with multiprocessing.get_context("fork").Pool(4) as pool:
-        run_ids = pool.map(track_one_step, range(4), chunksize=1)
+    run_ids = at_once(track_one_step, range(4))
     (experiment,) = client().search_experiments(filter_string="name = 'rankone'")
     assert experiment.artifact_location == (tmp_path / "mlflow-artifacts").as_uri()
     steps = [run for run in client().search_runs([experiment.experiment_id]) if run.info.run_name == "pretrain"]
