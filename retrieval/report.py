@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
@@ -24,6 +26,7 @@ NEIGHBOURS_SHOWN = 5
 THUMBNAIL_PIXELS = 96  # larger pictures are shrunk to this
 LOSSLESS_PIXELS = 48  # up to this size a PNG is small enough
 CLASSES_OPEN, CLASSES_LISTED = 40, 1000
+PAIRS_SHOWN = 12
 LONGEST_TEXT, LONGEST_LIST, MOST_FACTS = 400, 8, 60
 WHY = "_why"  # ending of the fact that gives the reason of another one
 
@@ -46,6 +49,14 @@ class Mixed:
     confusion: Confusion
     picture: Picture
     taken_for: tuple[tuple[Picture, int], ...]
+
+
+@dataclass(frozen=True)
+class Swapped:
+    """Two classes taken for one another: an image of each that was, and how many queries of each were."""
+
+    pictures: tuple[Picture, Picture]
+    queries: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -97,6 +108,7 @@ def render_report(
         hidden_by_shape=hidden_by_shape(evaluation.missing_parts),
         maps=maps(places, dataset) if places else None,
         mixed=mixed(evaluation.confusion, queries, dataset),
+        swapped=swapped(queries, dataset),
         failures=answers(failures, dataset),
         successes=answers(successes, dataset),
         wrong=int(np.sum(~queries["correct"].to_numpy(zero_copy_only=False))),
@@ -146,6 +158,19 @@ def mixed(confusion: Iterable[Confusion], queries: pa.Table, dataset: Dataset) -
             taken_for.append((_picture(dataset, shown["nearest"]), mistaken.queries))
         found.append(Mixed(entry, _picture(dataset, own[0]["query"]), tuple(taken_for)))
     return found
+
+
+def swapped(queries: pa.Table, dataset: Dataset) -> list[Swapped]:
+    """The pairs of classes most often taken for one another, each for the other at least once; the worst pair first."""
+    wrong = queries.filter(pc.invert(queries["correct"])).select(["label", "nearest_label", "query"]).to_pylist()
+    counts = Counter((query["label"], query["nearest_label"]) for query in wrong)
+    shown = {(query["label"], query["nearest_label"]): query["query"] for query in reversed(wrong)}  # the first stays
+    pairs = [(ways, ways[::-1]) for ways in counts if ways[0] < ways[1] and ways[::-1] in counts]
+    pairs.sort(key=lambda both: (-counts[both[0]] - counts[both[1]], both))
+    return [
+        Swapped((_picture(dataset, shown[there]), _picture(dataset, shown[back])), (counts[there], counts[back]))
+        for there, back in pairs[:PAIRS_SHOWN]
+    ]
 
 
 def hidden_by_shape(parts: Sequence[MissingParts]) -> dict[str, dict[float, float]]:

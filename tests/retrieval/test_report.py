@@ -17,7 +17,7 @@ from retrieval.evaluation import Evaluation, FeatureLearning, FurtherDataset, Ke
 from retrieval.feature_map import FeatureMap
 from retrieval.manifest import Manifest
 from retrieval.measurement import Options, judge
-from retrieval.report import chosen_queries, data_uri, mixed, readable, render_report
+from retrieval.report import PAIRS_SHOWN, chosen_queries, data_uri, mixed, readable, render_report, swapped
 
 EVIL = "<script>alert('x')</script> & \"Söhne\""
 VOID = {"meta", "img", "link", "br", "hr", "input"}
@@ -230,6 +230,38 @@ def test_mistaken_classes_come_with_a_picture_of_the_first(
         assert entry.picture.uri == data_uri(data.read(np.array([own[0]["query"]]))[0])
         for (picture, count), mistaken in zip(entry.taken_for, entry.confusion.taken_for, strict=True):
             assert (picture.class_name, count) == (mistaken.class_name, mistaken.queries)
+
+
+def test_of_classes_taken_for_one_another_the_worst_pair_comes_first(data: Dataset) -> None:
+    answers = [(0, 1), (1, 0), (1, 0), (2, 3), (3, 2), (2, 4), (0, 2), (0, 0)]  # label, label that was found
+    rows = [[int(row) for row in np.flatnonzero(data.labels == label)] for label in range(5)]
+    table = pa.table(
+        {
+            "query": [rows[label][number % len(rows[label])] for number, (label, _) in enumerate(answers)],
+            "label": [label for label, _ in answers],
+            "nearest_label": [found for _, found in answers],
+            "correct": [label == found for label, found in answers],
+        }
+    )
+    found = swapped(table, data)
+    assert [pair.queries for pair in found] == [(1, 2), (1, 1)]
+    assert [[picture.class_name for picture in pair.pictures] for pair in found] == [
+        [data.class_names[0], data.class_names[1]],
+        [data.class_names[2], data.class_names[3]],
+    ]
+    first = data_uri(data.read(np.array([table["query"][1].as_py()]))[0])
+    assert found[0].pictures[1].uri == first, "the first image of class 1 that was taken for class 0"
+
+
+def test_the_report_says_how_many_errors_are_of_classes_taken_for_one_another(
+    data: Dataset, evaluation: tuple[Evaluation, pa.Table], html: str
+) -> None:
+    queries = evaluation[1]
+    pairs = swapped(queries, data)
+    assert 0 < len(pairs) <= PAIRS_SHOWN
+    wrong = len(queries) - sum(queries["correct"].to_pylist())
+    held = sum(sum(pair.queries) for pair in pairs)
+    assert f"{held:,} of the {wrong:,} wrong queries" in Page(html).text
 
 
 def test_names_from_strangers_stay_text(html: str) -> None:
