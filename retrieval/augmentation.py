@@ -302,7 +302,7 @@ def choose_augmentation(images: Callable[[Tensor], Tensor], labels: Tensor, aske
         asked: what the user asked for; anything but "auto" is taken as it is, and no image is read.
 
     Returns:
-        A name of AUGMENTATIONS and why; the fact `mirroring_harms` says whether it was seen to.
+        A name of AUGMENTATIONS and why.
 
     Raises:
         ValueError: `asked` is neither "auto" nor a name of AUGMENTATIONS.
@@ -313,15 +313,14 @@ def choose_augmentation(images: Callable[[Tensor], Tensor], labels: Tensor, aske
     chosen = evenly_spaced(len(labels))
     small = torch.cat([_small_grey(images(positions)) for positions in chosen.split(IMAGES_AT_ONCE)])
     upright, mirrored, queries, chance = _mirror_test(small, labels[chosen].to(small.device))
-    seen_at_all, harms = upright >= chance + 3 * (chance / max(queries, 1)) ** 0.5, mirrored < MIRRORED_SHARE * upright
+    seen_at_all = upright >= chance + 3 * (chance / max(queries, 1)) ** 0.5
     facts = {"upright_accuracy": upright, "mirrored_accuracy": mirrored, "chance": chance, "queries": queries}
-    facts |= {"mirroring_harms": seen_at_all and harms}
     seen = (
         f"the nearest class mean is right for {upright:.1%} of {queries:,} images and {mirrored:.1%} of their mirrors"
     )
     if not seen_at_all:
         return Choice("shift", f"augmentation shift, no mirroring: {seen}, no better than chance: no evidence.", facts)
-    if harms:
+    if mirrored < MIRRORED_SHARE * upright:
         return Choice("shift", f"augmentation shift, no mirroring: {seen}.", facts)
     return Choice("crop_flip", f"augmentation crop_flip, mirroring allowed: {seen}.", facts)
 

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from retrieval.choices import FEW_IMAGES_PER_CLASS, Choice, ClassFacts
 from retrieval.image_batches import ImageBatches
 
 TURNS = 4  # by 0, 90, 180 and 270 degrees
@@ -53,28 +52,3 @@ def turned_labels(labels: Tensor) -> Tensor:
     """Labels of the images of QuarterTurns: (n,) of 0..c-1 -> (4 n,) of 0..4c-1, each turn with classes of its own."""
     classes = int(labels.max()) + 1
     return torch.cat([labels + turn * classes for turn in range(TURNS)])
-
-
-def choose_quarter_turns(facts: ClassFacts, augmentation: Choice, asked: str = "auto") -> Choice:
-    """Whether turned images are to be further classes: where classes have few images and must not be mirrored.
-
-    An image that must not be mirrored (choose_augmentation) is one whose position matters, as of characters: turned, it
-    is another one. Where that was not seen, be it for want of evidence or since the augmentation was asked for, nothing
-    is turned. With many images a class there is no want of them. On Omniglot it raises R@1 (docs/choices.md).
-
-    Args:
-        facts: of the training images.
-        augmentation: that was chosen for them.
-        asked: "true" or "false" is taken as it is.
-    """
-    if asked != "auto":
-        return Choice(asked == "true", f"quarter turns as further classes: {asked}, asked for.", {})
-    few = facts.images_per_class_median < FEW_IMAGES_PER_CLASS
-    upright = bool(augmentation.facts.get("mirroring_harms", False))
-    seen = (
-        f"a class has {facts.images_per_class_median:,} images (few are below {FEW_IMAGES_PER_CLASS}), which "
-        f"{'must not be mirrored' if upright else 'were not seen to suffer from mirroring'}"
-    )
-    return Choice(
-        few and upright, f"quarter turns as further classes: {'yes' if few and upright else 'no'}; {seen}.", {}
-    )

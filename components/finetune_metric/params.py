@@ -22,7 +22,6 @@ LOSSES = (
 )
 POOLINGS = ("auto", "gem", "average", "max", "flatten")
 POOL_KINDS = ("max", "average")
-QUARTER_TURNS = ("auto", "true", "false")
 ADJUST_BY = ("relations", "clusters", "centres")
 RATIO = 2.0  # alpha and beta where nothing else is said: the usual doubling wherever the map is halved
 RATIO_LIMIT = 1000.0  # far beyond any network; no count of channels overflows
@@ -63,9 +62,8 @@ class Params:
         images_per_class: images of each class in a batch; 0 for as many as batch_size holds.
         batch_size: images at once.
         augment: auto (decided from the images), or the name of an augmentation.
-        quarter_turns: whether an image turned by 90, 180 and 270 degrees is one of further classes for the loss: auto
-            (where classes have few images that must not be mirrored, as characters), true or false. An epoch of the
-            loss is then four times as long.
+        quarter_turns: whether an image turned by 90, 180 and 270 degrees is one of further classes for the loss, as
+            for characters of few images each. An epoch of the loss is then four times as long.
         robust: none, or missing: embeddings are to withstand missing parts, so up to 60 % of every eighth training
             image is hidden.
         labels: given, or none: the images' clusters are the classes to train by, and after each round the images are
@@ -100,7 +98,7 @@ class Params:
     images_per_class: int = 0
     batch_size: int = 128
     augment: str = "auto"
-    quarter_turns: str = "auto"
+    quarter_turns: bool = False
     robust: str = "none"
     labels: str = "given"
     label_rounds: int = 3
@@ -114,7 +112,7 @@ class Params:
         check_checkpoints(self)
         check_choices(self, network=(FOUR_LAYER, *BACKBONES), loss=LOSSES, augment=AUGMENTATIONS, device=DEVICES)
         check_choices(self, pooling=POOLINGS, pool_kind=POOL_KINDS, robust=ROBUST, labels=LABELS)
-        check_choices(self, adjust_by=ADJUST_BY, quarter_turns=QUARTER_TURNS)
+        check_choices(self, adjust_by=ADJUST_BY)
         check_least(self, dimension=1, batch_size=2, adjust_epochs=0, metric_epochs=0, label_rounds=1)
         check_seed(self)
         self._check_layers()

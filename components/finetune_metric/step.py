@@ -24,7 +24,7 @@ from retrieval.joining import join
 from retrieval.losses import MetricObjective
 from retrieval.metrics import recall_at_1
 from retrieval.models import FOUR_LAYER, EmbeddingModel, ModelConfig, build_network, save_model
-from retrieval.quarter_turns import QuarterTurns, choose_quarter_turns, turned_labels
+from retrieval.quarter_turns import QuarterTurns, turned_labels
 from retrieval.sampling import batch_shape
 from retrieval.self_labelling import merge_small, self_train
 from retrieval.tracking import StepRun, step_run
@@ -42,7 +42,7 @@ class Training:
         params: the knobs.
         network: changed in place by each phase.
         images: to train on.
-        chosen: loss, learning rate, augmentation and whether quarter turns are further classes.
+        chosen: loss, learning rate and augmentation.
         run: where curves go.
         checkpoints: where the state of each phase is kept.
     """
@@ -127,17 +127,14 @@ def targets_of(clusters: Clusters, rows: np.ndarray, data: Dataset) -> Tensor:
 
 
 def decide(params: Params, targets: Tensor, labels: Tensor, images: ImageBatches, run: StepRun) -> dict[str, Choice]:
-    """Loss, rate, augmentation and quarter turns: as asked for, or as the data say; logged with the reasons."""
+    """Loss, rate and augmentation: as asked for, or as the data say; logged with the reasons."""
     facts = measure_classes(targets, labels)
-    augment = choose_augmentation(images.get, labels, params.augment)
-    turns = choose_quarter_turns(facts, augment, params.quarter_turns)
-    classes, per_class = batch_of(params, turned_labels(labels) if turns.value else labels)
+    classes, per_class = batch_of(params, turned_labels(labels) if params.quarter_turns else labels)
     distributed.say(f"finetune_metric: batches of {classes:,} classes x {per_class} images.")
     chosen = {
         "loss": choose_loss(facts, params.loss),
         "learning_rate": choose_learning_rate(params.dimension, classes * per_class, params.learning_rate),
-        "augment": augment,
-        "quarter_turns": turns,
+        "augment": choose_augmentation(images.get, labels, params.augment),
     }
     for name, choice in chosen.items():
         distributed.say(f"finetune_metric: {choice.why}")
@@ -187,12 +184,11 @@ def adjust(training: Training, clusters: Clusters, rows: np.ndarray, targets: Te
 def train_rounds(training: Training, data: Dataset, rows: np.ndarray, targets: Tensor, labels: Tensor) -> list[History]:
     """Train by the labels; without given ones, by those that the network and the targets assign, round after round."""
     params, network, images = training.params, training.network, training.images
-    turns = bool(training.chosen["quarter_turns"].value)
-    to_train = QuarterTurns(images) if turns else images
+    to_train = QuarterTurns(images) if params.quarter_turns else images
     histories: list[History] = []
 
     def train_round(number: int, assigned: Tensor) -> None:
-        assigned = turned_labels(assigned) if turns else assigned
+        assigned = turned_labels(assigned) if params.quarter_turns else assigned
         loss = ByLabel(MetricObjective(training.chosen["loss"].value, int(assigned.max()) + 1, params.dimension))
         histories.append(train(training, "metric", loss, params.metric_epochs, to_train, assigned, number))
 

@@ -78,9 +78,9 @@ def test_with_quarter_turns_an_epoch_has_four_times_the_images(
 ) -> None:
     dataset, clusters = write_inputs(tmp_path)
     images = []
-    for asked in ("false", "true"):
+    for asked in (False, True):
         params = Params(**SMALL | {"adjust_epochs": 0, "metric_epochs": 1}, quarter_turns=asked)
-        finetune_metric(params, dataset, clusters, tmp_path / asked)
+        finetune_metric(params, dataset, clusters, tmp_path / str(asked))
         images.append(int(re.findall(r"of ([\d,]+) images, loss", capsys.readouterr().out)[-1].replace(",", "")))
     assert 3.5 * images[0] <= images[1] <= 4.5 * images[0]
 

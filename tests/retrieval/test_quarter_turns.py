@@ -1,15 +1,12 @@
 """Turned images: the right pixels at the right positions, resident or streamed, and classes of their own."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
 
-from retrieval.choices import Choice, measure_classes
 from retrieval.dataset import Dataset
 from retrieval.image_batches import ImageBatches
-from retrieval.quarter_turns import TURNS, QuarterTurns, choose_quarter_turns, turned, turned_labels
+from retrieval.quarter_turns import TURNS, QuarterTurns, turned, turned_labels
 
 CPU = torch.device("cpu")
 ROWS = np.arange(40, 3, -3)
@@ -44,23 +41,3 @@ def test_turns_of_a_class_are_classes_of_their_own(dataset: Dataset) -> None:
     assert len(set(pairs.values())) == TURNS * len(labels.unique()) == len(pairs)
     assert torch.equal(found[0], labels)
     assert sorted(set(pairs.values())) == list(range(len(pairs)))
-
-
-@pytest.mark.parametrize(
-    ("images_of_a_class", "seen", "expected"),
-    [
-        (12, {"mirroring_harms": True}, True),
-        (12, {"mirroring_harms": False}, False),  # may be mirrored, or nothing was seen
-        (12, {}, False),  # the augmentation was asked for
-        (25, {"mirroring_harms": True}, False),
-    ],
-)
-def test_few_images_that_must_not_be_mirrored_are_turned(
-    images_of_a_class: int, seen: dict[str, bool], expected: bool
-) -> None:
-    augmentation = Choice("shift", "augmentation shift", seen)
-    facts = measure_classes(torch.eye(4), torch.tensor([0, 0, 1, 1]))
-    facts = dataclasses.replace(facts, images_per_class_median=images_of_a_class)
-    assert choose_quarter_turns(facts, augmentation).value is expected
-    for asked in ("true", "false"):
-        assert choose_quarter_turns(facts, augmentation, asked).value is (asked == "true")
