@@ -93,7 +93,7 @@ def _within(seconds: float, address: str, data: bytes) -> None:
     worker.start()
     worker.join(seconds)
     if worker.is_alive():
-        raise DeliveryError(f"it did not answer within {seconds:g} s", passing=True)
+        raise DeliveryError(_too_late(seconds), passing=True)
     if failed:
         raise failed[0]
 
@@ -110,15 +110,20 @@ def _post(address: str, data: bytes, seconds: float) -> None:
             moved = ", a redirect, which is not followed" if 300 <= error.code < 400 else ""
             raise DeliveryError(f"it answered {error.code}{moved}", passing) from None
     except Exception as error:  # of any kind: its text may repeat the address
-        raise DeliveryError(_why(error), passing=True) from None
+        raise DeliveryError(_why(error, seconds), passing=True) from None
 
 
-def _why(error: Exception) -> str:
+def _too_late(seconds: float) -> str:
+    """The same words whichever limit is first: that of the socket or that of the attempt."""
+    return f"it did not answer within {seconds:g} s"
+
+
+def _why(error: Exception, seconds: float) -> str:
     reason = getattr(error, "reason", error)
     if isinstance(reason, ssl.SSLError):
         return "its certificate or its encryption was not accepted"
     if isinstance(reason, TimeoutError):
-        return "it did not answer in time"
+        return _too_late(seconds)
     text = reason.strerror if isinstance(reason, OSError) else None
     return f"it cannot be reached: {text or type(reason).__name__}"
 

@@ -56,7 +56,7 @@ def test_a_receiver_that_fails_never_fails_the_run(receiver: Receiver, tmp_path:
 
 
 def test_an_end_is_no_reason_to_wait_for_a_receiver_that_is_left_behind(receiver: Receiver) -> None:
-    receiver.silent = True
+    receiver.drips = True  # no limit of a socket ends this one
     line = "from retrieval.webhook import deliver; import os; deliver(os.environ['RANKONE_WEBHOOK_URL'], {}, 1, 0.3)"
     started = time.monotonic()
     done = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, check=False, timeout=60)

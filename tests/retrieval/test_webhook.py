@@ -61,8 +61,8 @@ def test_a_redirect_is_not_followed(receiver: Receiver, status: int) -> None:
 def test_a_receiver_that_does_not_come_to_an_end_is_left(receiver: Receiver, way: str) -> None:
     setattr(receiver, way, True)
     started = time.monotonic()
-    assert "not answer" in refusal(receiver.address, attempts=2, seconds_to_answer=0.3)
-    assert time.monotonic() - started < 5
+    assert refusal(receiver.address, attempts=2, seconds_to_answer=1) == "it did not answer within 1 s (2 attempts)"
+    assert time.monotonic() - started < 20  # a silent receiver waits for 60 s, one that drips for ever
     assert len(receiver.messages) == 2
 
 
