@@ -11,10 +11,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
 from retrieval.confidence import wilson_lower_bound
-from retrieval.neighbours import nearest
 
 FORMAT_VERSION = 1
 MOST_IMAGES = 10_000  # of a reference: 10 MB of 512 numbers an image, and 10 images for each of a thousand classes
@@ -209,6 +207,10 @@ def drift(
             f"{len(held):,} images in the champion's reference and {len(names):,} new ones, {int(compared.sum()):,} of "
             "them of classes that can be compared; a comparison needs 2 and 1."
         )
+    import torch  # seconds to load, which whoever only reads findings has no use for
+
+    from retrieval.neighbours import nearest
+
     before, now = (torch.from_numpy(np.array(rows, np.float32)) for rows in (reference.embeddings, embeddings))
     usual = nearest(before, before, 1, torch.arange(len(before)))[0][:, 0].numpy()
     found = np.full(len(names), np.nan, np.float32)

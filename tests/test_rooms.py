@@ -121,7 +121,8 @@ def test_steps_load_without_kfp() -> None:
 
 def test_data_and_registry_steps_load_without_torch() -> None:
     assert "torch" not in loaded_by(
-        "import components.prepare_data.step, components.promote.step, components.announce.step"
+        "import components.prepare_data.step, components.detect_changes.step, components.promote.step, "
+        "components.announce.step"
     )
 
 

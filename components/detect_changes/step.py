@@ -25,14 +25,11 @@ from retrieval import promotion, registry
 from retrieval.changes import Differences, differences, image_list, sentence
 from retrieval.changes_page import changes_page
 from retrieval.dataset import Dataset
-from retrieval.devices import pick_device
 from retrieval.drift import Drift, drift, load_reference, some_of
-from retrieval.embedder import Embedder
 from retrieval.evaluation import IMAGES, REFERENCE
 from retrieval.model_folder import read_model_manifest, resize_of
 from retrieval.registry import ModelVersion
 from retrieval.retraining import MadeFrom, Plan, parameters_digest, plan_of
-from retrieval.robustness import resized
 from retrieval.tracking import TrackingError, code_version, exchange_folder, pipeline_run, step_run
 
 BATCH_SIZE = 128
@@ -125,8 +122,7 @@ def drift_of(champion: ModelVersion, images: Dataset, params: Params) -> tuple[D
             fitted = resize_of(read_model_manifest(model))
             if fitted != images.resize:
                 return None, f"the champion knows images of resize={fitted}, these are of resize={images.resize}"
-            embedder = Embedder("champion", model, images, pick_device(params.device), BATCH_SIZE)
-            embeddings = embedder.changed(rows, resized(embedder.model.config.image_size)).numpy()
+            embeddings = embedded(model, images, rows, params.device)
             classes = np.asarray(images.index["class_name"].to_pylist(), object)[rows]
             found = drift(reference, embeddings, classes, set(own["class_name"].to_pylist()))
     except (TrackingError, ValueError, OSError) as error:
@@ -134,6 +130,16 @@ def drift_of(champion: ModelVersion, images: Dataset, params: Params) -> tuple[D
         return None, str(error)
     print(f"Drift: {drift_sentence(found)}.", flush=True)
     return found, ""
+
+
+def embedded(model: Path, images: Dataset, rows: np.ndarray, device: str) -> np.ndarray:
+    """What a model makes of rows of a dataset, resized as it knows images: (m, d) float32."""
+    from retrieval.devices import pick_device  # loads PyTorch: seconds, which most runs have no use for
+    from retrieval.embedder import Embedder
+    from retrieval.robustness import resized
+
+    embedder = Embedder("champion", model, images, pick_device(device), BATCH_SIZE)
+    return embedder.changed(rows, resized(embedder.model.config.image_size)).numpy()
 
 
 def drift_sentence(found: Drift) -> str:
