@@ -2,6 +2,7 @@
 PYTHON ?= $(or $(shell command -v python3.11),$(shell command -v python3),python3)
 BIN := .venv/bin
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python
+unexport PYTHONDONTWRITEBYTECODE  # with it every process compiles all that it imports again: seconds for PyTorch alone
 
 .PHONY: demo test lint golden requirements images sbom clean
 
