@@ -8,7 +8,7 @@ from threadpoolctl import threadpool_limits
 
 from retrieval.k_means import KMeans, normalised, spherical_k_means
 from retrieval.nonnegative import NONNEGATIVE
-from retrieval.spectrum import Spectrum, spectrum, sums
+from retrieval.spectrum import LEAST_RANK, Spectrum, spectrum, sums
 
 ROWS_PER_BATCH = 2_048  # with 2,048 features 16 MiB: up to 32 MiB malloc keeps pages instead of faulting new ones in
 CACHED_BYTES = 2**20  # of a batch that passes through many operations: each finds it in the cache
@@ -102,7 +102,11 @@ def co_cluster(
 
     added = sums(matrix_of(rows), products)
     found = spectrum(added, min(clusters - 1, MOST_VECTORS) if clusters > 1 else MOST_VECTORS)
-    clusters, why = (clusters, "given") if clusters else choose_clusters(found.singular_values, added.rows, classes)
+    if clusters:
+        why = "given"
+    else:
+        values = np.append(found.singular_values, LEAST_RANK) if found.ends else found.singular_values
+        clusters, why = choose_clusters(values, added.rows, classes)
     found = found.first(max(clusters - 1, 1))
 
     def places_of(some: np.ndarray) -> list[np.ndarray]:

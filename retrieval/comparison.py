@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
+from retrieval.confidence import ratio_interval
+
 LEVEL = 0.95
 RESAMPLES = 10_000
-HELD_AT_ONCE = 4_000_000  # counts of the resamples held at a time
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Comparison:
     Attributes:
         queries: of both.
         gain: R@1 of the candidate less that of the champion.
-        low: lower end of the gain's 95 % interval, resampled by class; -1 for one class alone, which tells nothing.
+        low: lower end of the gain's 95 % interval (`gain_interval`); -1 for one class alone, which tells nothing.
         high: upper end; 1 for one class alone.
         fixed: queries that the champion gets wrong and the candidate right.
         broken: queries that the champion gets right and the candidate wrong.
@@ -85,7 +87,7 @@ def compare(
         for name, total, before, after in zip(found, totals, right_old, right_new, strict=True)
     ]
     fixed, broken = int((new & ~old).sum()), int((old & ~new).sum())
-    low, high = gain_interval(right_new - right_old, totals, resamples)
+    low, high = gain_interval(right_new - right_old, totals, fixed, broken, resamples)
     return Comparison(
         queries=len(new),
         gain=(fixed - broken) / len(new),
@@ -99,38 +101,39 @@ def compare(
 
 
 def gain_interval(
-    gained: np.ndarray, totals: np.ndarray, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0
+    gained: np.ndarray, totals: np.ndarray, fixed: int, broken: int, resamples: int = RESAMPLES
 ) -> tuple[float, float]:
-    """Two-sided interval of the gain of R@1, with whole classes drawn again: paired, since each brings both models.
+    """Two-sided 95 % interval of the gain of R@1: the wider of that by class and that by query.
 
-    Queries of one class are fixed and broken together, so drawing them one by one makes the interval too narrow. Few
-    classes make a bootstrap too narrow as well; the ends are those of the expanded percentile interval, which has
-    Student's tails (Hesterberg, The American Statistician 2015). Classes with equal counts are drawn as one lot, which
-    changes nothing but the time.
+    Queries of one class are fixed and broken together, so that taking them one by one makes the interval too narrow;
+    classes that happen to gain alike make the one by class too narrow, the more easily the fewer there are.
 
     Args:
         gained: (c,) by class, queries that the candidate gets right less those that the champion does.
         totals: (c,) queries by class.
-        resamples: draws.
-        level: share of the draws that the interval would hold for very many classes.
-        seed: of the draws; the same seed gives the same interval.
+        fixed: queries that the champion gets wrong and the candidate right.
+        broken: queries that the champion gets right and the candidate wrong.
+        resamples: draws of classes.
 
     Returns:
         Its ends; -1 and 1 for one class alone.
     """
-    from scipy.special import ndtr, stdtrit
-
-    classes = len(totals)
-    if classes < 2:
+    if len(totals) < 2:
         return -1.0, 1.0
-    lots, sizes = np.unique(np.stack([gained, totals], 1), axis=0, return_counts=True)  # (lots, 2)
-    generator, gains = np.random.default_rng(seed), []
-    for start in range(0, resamples, at_once := max(1, HELD_AT_ONCE // len(lots))):
-        draws = generator.multinomial(classes, sizes / classes, size=min(at_once, resamples - start))
-        gains.append((draws @ lots[:, 0]) / (draws @ lots[:, 1]))
-    tail = ndtr((classes / (classes - 1)) ** 0.5 * stdtrit(classes - 1, (1 - level) / 2))
-    low, high = np.quantile(np.concatenate(gains), [tail, 1 - tail])
-    return float(low), float(high)
+    by_class = ratio_interval(gained, totals, resamples, LEVEL)
+    by_query = paired_interval(fixed, broken, int(totals.sum()))
+    return max(-1.0, min(by_class[0], by_query[0])), min(1.0, max(by_class[1], by_query[1]))
+
+
+def paired_interval(fixed: int, broken: int, queries: int) -> tuple[float, float]:
+    """Two-sided 95 % interval of the gain, were the queries independent (Agresti and Min, Statistics in Medicine 2005).
+
+    Wald's, with half a query added to each of the four cells, so that it has a width where nothing was broken.
+    """
+    count, gain = queries + 2, (fixed - broken) / (queries + 2)
+    error = ((fixed + broken + 1) / count - gain**2) ** 0.5 / count**0.5
+    reach = NormalDist().inv_cdf((1 + LEVEL) / 2) * error
+    return gain - reach, gain + reach
 
 
 def mcnemar(fixed: int, broken: int) -> float:

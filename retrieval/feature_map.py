@@ -9,6 +9,7 @@ IMAGES = 1_500  # in a map: about 5 s of one core each
 ITERATIONS = 500
 PERPLEXITY = 30
 LEAST_IMAGES = 12
+LEAST_SPREAD = 1e-6  # of unit vectors along some axis: t-SNE does not survive less
 HIGHLIGHTED = 10
 
 
@@ -42,12 +43,16 @@ def feature_map(
         seed: of t-SNE, which starts from the two leading principal components.
 
     Returns:
-        The map; None for fewer than 12 images or vectors of one number, of which no picture can be made.
+        The map; None for fewer than 12 images, vectors of one number, or vectors that all point one way, of which no
+        picture can be made.
     """
     if len(labels) < LEAST_IMAGES or min(features.shape[1], embeddings.shape[1]) < 2:
         return None
     some = np.linspace(0, len(labels) - 1, min(images, len(labels))).astype(int)
-    left, right = (_flat(vectors[some], seed) for vectors in (features, embeddings))
+    directions = [_directions(vectors[some]) for vectors in (features, embeddings)]
+    if min(float(np.ptp(unit, axis=0).max()) for unit in directions) < LEAST_SPREAD:
+        return None
+    left, right = (_flat(unit, seed) for unit in directions)
     return FeatureMap(_framed(left), _framed(_turned(right, left)), labels[some], spread(labels[some]))
 
 
@@ -57,8 +62,12 @@ def spread(labels: np.ndarray, most: int = HIGHLIGHTED) -> tuple[int, ...]:
     return tuple(classes[np.linspace(0, len(classes) - 1, min(most, len(classes))).round().astype(int)].tolist())
 
 
-def _flat(vectors: np.ndarray, seed: int) -> np.ndarray:
-    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+def _directions(vectors: np.ndarray) -> np.ndarray:
+    unit: np.ndarray = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return unit
+
+
+def _flat(unit: np.ndarray, seed: int) -> np.ndarray:
     perplexity = min(PERPLEXITY, (len(unit) - 1) / 3)
     short = seed % 2**32  # scikit-learn takes no longer one
     tsne = TSNE(2, perplexity=perplexity, init="pca", max_iter=ITERATIONS, random_state=short)

@@ -309,6 +309,7 @@ class _Search:
     def _exhaustive(self, unproven: Tensor) -> None:
         """Answer queries from all their scores in float64."""
         at_once = max(1, self.queries_per_block * self.gallery_per_block // len(self.columns))
+        columns = torch.arange(len(self.columns), device=unproven.device)
         for block in unproven.split(at_once):
             queries = self.rows.exact(block)
             scores = queries.new_empty(len(block), len(self.columns))
@@ -319,7 +320,9 @@ class _Search:
             values, indices = scores.topk(self.kept)
             complete = (values[:, -1] < values[:, self.k - 1] - TIE) | (self.kept == len(self.columns))
             self._answer(block[complete], *_order(values[complete], indices[complete], self.k))
-            self._answer(block[~complete], *_greedy(scores[~complete], self.k))
+            for tied in (~complete).nonzero()[:, 0].split(max(1, at_once // 4)):  # sorting holds several copies
+                whole = scores[tied]
+                self._answer(block[tied], *_order(whole, columns.expand_as(whole), self.k))
 
     def _hide_excluded(self, scores: Tensor, rows: Tensor, start: int) -> None:
         column = self.exclude[rows] - start

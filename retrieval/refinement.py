@@ -57,6 +57,10 @@ class Refinement(nn.Module):
         return normalize((1 - self.strength) * whitened + self.strength * share @ self.centres, dim=1)
 
 
+class CollapsedError(ValueError):
+    """All embeddings point the same way."""
+
+
 def learn_refinement(embeddings: Tensor, labels: Tensor, strength: float) -> Refinement:
     """Learn the directions and the centres on training images.
 
@@ -66,13 +70,13 @@ def learn_refinement(embeddings: Tensor, labels: Tensor, strength: float) -> Ref
         strength: see `Refinement`.
 
     Raises:
-        ValueError: all embeddings point the same way.
+        CollapsedError: all embeddings point the same way.
     """
     rows = normalize(embeddings.double(), dim=1)
     variances, directions = torch.linalg.eigh(torch.cov(rows.T))  # ascending
     kept = int((variances > LEAST_VARIANCE * variances[-1].clamp(min=LEAST_VARIANCE)).sum())
     if kept == 0:
-        raise ValueError("All training images have the same embedding: the network tells nothing apart.")
+        raise CollapsedError("All training images have the same embedding: the network tells nothing apart.")
     variances, directions = variances[-kept:], directions[:, -kept:]
     refinement = Refinement(rows.shape[1], kept, int(labels.max()) + 1, strength)
     refinement.mean.copy_(rows.mean(0))
@@ -115,12 +119,21 @@ def choose_refinement(
         recall_at_1: of (v, any) refined validation embeddings.
         strengths: tried, ascending.
         forced: leave none out of the choice.
+
+    Raises:
+        CollapsedError: it is forced, and all embeddings point the same way; else none is chosen there.
     """
     tried: dict[str, Refinement | None] = {"none": None}
-    tried |= {
-        f"drawn {strength:g}" if strength else "whitened": learn_refinement(embeddings, labels, strength)
-        for strength in strengths
-    }
+    untried = ""
+    try:
+        tried |= {
+            f"drawn {strength:g}" if strength else "whitened": learn_refinement(embeddings, labels, strength)
+            for strength in strengths
+        }
+    except CollapsedError as error:
+        if forced:
+            raise
+        untried = f". {error}"
     measured = {
         way: recall_at_1(held_out if refinement is None else refinement(held_out)) for way, refinement in tried.items()
     }
@@ -128,5 +141,8 @@ def choose_refinement(
     shown = ", ".join(f"{way} {recall:.1%}" for way, recall in measured.items())
     asked = "asked for" if forced else "the best"
     return RefinementChoice(
-        tried[best], measured[best], measured, f"refinement {best}: {asked} by R@1 on validation ({shown})"
+        tried[best],
+        measured[best],
+        measured,
+        f"refinement {best}: {asked} by R@1 on validation ({shown}){untried.rstrip('.')}",
     )

@@ -31,7 +31,7 @@ OF_STEPS = {  # tags of a version, each told by its steps under another tag, whe
     "rankone.devices": "rankone.device",
 }
 SERVED_MODEL = Path(__file__).with_name("served_model.py")
-SERVED_WITH = ("mlflow", "torch", "torchvision", "safetensors", "numpy", "pillow", "pandas")
+SERVED_WITH = ("mlflow", "torch", "torchvision", "safetensors", "numpy", "pillow", "pandas", "simplejpeg")
 GREY_PNG = (  # 8 x 8 pixels, in base64: the example of an input
     "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAAEElEQVR42mNsYIAAJgaKGAAmCACQtTEKkQAAAABJRU5ErkJggg=="
 )

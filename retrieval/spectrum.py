@@ -182,12 +182,14 @@ class Spectrum:
         row_map: (d, m) float32, D2^-1/2 V / sigma: a row a_i of A has the coordinates a_i row_map / r_i.
         column_coordinates: (d, m) float32, D2^-1/2 V; rows of zeros for columns of zeros.
         leading_singular_value: of the trivial vector, as computed; exactly 1 but for rounding.
+        ends: whether the matrix has no further ones: all others are at most LEAST_RANK.
     """
 
     singular_values: np.ndarray
     row_map: np.ndarray
     column_coordinates: np.ndarray
     leading_singular_value: float
+    ends: bool
 
     def first(self, vectors: int) -> "Spectrum":
         """The same with fewer vectors."""
@@ -196,6 +198,7 @@ class Spectrum:
             singular_values=self.singular_values[:vectors],
             row_map=self.row_map[:, :vectors],
             column_coordinates=self.column_coordinates[:, :vectors],
+            ends=self.ends and vectors >= len(self.singular_values),
         )
 
     def row_coordinates(self, rows: np.ndarray) -> np.ndarray:
@@ -230,7 +233,7 @@ def spectrum(sums: Sums, vectors: int) -> Spectrum:
         vectors: m wanted; there are fewer where the matrix has a lower rank.
 
     Raises:
-        ValueError: the matrix is all zero.
+        ValueError: the matrix is all zero, or its rows are all alike.
     """
     if not sums.columns.any():
         raise ValueError(f"All {sums.rows} rows are zero; there is nothing to co-cluster. Check the features.")
@@ -249,5 +252,16 @@ def spectrum(sums: Sums, vectors: int) -> Spectrum:
         )
     singular = np.sqrt(np.maximum(values[::-1].astype(np.float64), 0))
     kept = singular > LEAST_RANK
+    if not kept.any():
+        raise ValueError(
+            f"All {sums.rows:,} rows have the same features but for their length; there is nothing to co-cluster. Check "
+            "the features: a network that makes them so has learned nothing."
+        )
     columns = inverse_root[:, None] * directions[:, ::-1][:, kept]
-    return Spectrum(singular[kept], (columns / singular[kept]).astype(np.float32), columns.astype(np.float32), leading)
+    return Spectrum(
+        singular_values=singular[kept],
+        row_map=(columns / singular[kept]).astype(np.float32),
+        column_coordinates=columns.astype(np.float32),
+        leading_singular_value=leading,
+        ends=not kept.all(),
+    )

@@ -481,7 +481,7 @@ class _Losses:
 
 def _mixed(seed: int) -> int:
     """A seed for this process: its own augmentation and dropout for its own share."""
-    return seed * 1_000_003 + distributed.rank()
+    return (seed * 1_000_003 + distributed.rank()) % 2**63  # torch takes no longer one
 
 
 @contextmanager

@@ -341,6 +341,23 @@ def test_the_number_of_clusters_follows_the_spectrum_or_the_classes() -> None:
     assert "blocks" in choose_clusters(np.array([0.9, 0.8, 0.1]), rows=10_000, classes=3)[1]
 
 
+@pytest.mark.parametrize("classes", [0, 5])
+def test_blocks_without_any_noise_are_counted_too(classes: int) -> None:
+    """Their spectrum has no value beyond the gap."""
+    block = np.repeat(np.arange(5), 40)
+    features = (block[:, None] == np.repeat(np.arange(5), 8)).astype(np.float32)
+    found = co_cluster(features, np.arange(200), clusters=0, classes=classes, seed=0)
+    assert found.clusters == 5
+    assert adjusted_rand_score(block, found.row_clusters) == 1
+    assert not found.spectrum.first(2).ends
+
+
+def test_features_that_are_all_alike_are_refused() -> None:
+    features = np.linspace(1, 3, 50, dtype=np.float32)[:, None] * np.array([[1, 2, 3, 4]], np.float32)
+    with pytest.raises(ValueError, match="All 50 rows have the same features but for their length"):
+        co_cluster(features, np.arange(50), clusters=0, classes=2, seed=0)
+
+
 @pytest.mark.parametrize(
     ("matrix", "message"),
     [

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from retrieval.comparison import ClassChange, compare, gain_interval, mcnemar
+from retrieval.comparison import ClassChange, compare, mcnemar, paired_interval
+from retrieval.confidence import ratio_interval
 
 ANSWERS = st.lists(st.tuples(st.booleans(), st.booleans(), st.sampled_from("abcd")), min_size=1, max_size=60)
 
@@ -55,7 +56,8 @@ def test_a_model_against_itself_gains_nothing(rows: list[tuple[bool, bool, str]]
     candidate, _, classes = columns(rows)
     found = compare(candidate, candidate, classes, resamples=200)
     assert (found.gain, found.fixed, found.broken, found.p_value) == (0, 0, 0, 1)
-    assert (found.low, found.high) == ((0, 0) if len(set(classes)) > 1 else (-1, 1))
+    assert found.low == -found.high
+    assert 0 < found.high <= (1.96 / (len(rows) + 2) + 1e-4 if len(set(classes)) > 1 else 1)
 
 
 @given(st.integers(0, 300), st.integers(0, 300))
@@ -75,7 +77,7 @@ def test_the_interval_is_that_of_drawing_classes_in_a_loop() -> None:
         drawn = generator.choices(range(40), k=40)
         shares.append(sum(gained[c] for c in drawn) / sum(totals[c] for c in drawn))
     ends = statistics.quantiles(shares, n=1_000)
-    low, high = gain_interval(np.array(gained), np.array(totals))
+    low, high = ratio_interval(np.array(gained), np.array(totals), 10_000, 0.95)
     # Student's 2.0227 of 39 degrees of freedom, times sqrt(40/39), is a tail of 2.0 % where a normal one has 2.5 %
     assert low == pytest.approx(ends[19], abs=0.005)
     assert high == pytest.approx(ends[979], abs=0.005)
@@ -86,9 +88,38 @@ def test_the_interval_covers_what_it_says_with_few_classes() -> None:
     generator, missed, draws = np.random.default_rng(0), 0, 600
     for _ in range(draws):
         gained = np.rint(generator.normal(5, 10, 10)).astype(int)
-        low, high = gain_interval(gained, np.full(10, 100), resamples=2_000)
+        low, high = ratio_interval(gained, np.full(10, 100), 2_000, 0.95)
         missed += not low <= 0.05 <= high
     assert 0.02 <= missed / draws <= 0.075
+
+
+def test_one_query_fixed_in_each_of_two_classes_may_be_chance() -> None:
+    """Drawn by class alone the interval would have no width: both classes gain by the same."""
+    champion = np.ones(120, bool)
+    champion[[0, 60]] = False
+    found = compare(np.ones(120, bool), champion, np.repeat(["a", "b"], 60))
+    assert found.gain == pytest.approx(2 / 120)
+    assert found.low < 0
+    assert found.p_value == 0.5
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_of_equal_models_on_few_classes_one_seldom_is_ahead_beyond_chance(classes: int) -> None:
+    generator, names, ahead = np.random.default_rng(0), np.repeat(np.arange(classes), 50).astype(str), 0
+    for _ in range(400):
+        hard, count = generator.normal(0.5, 1.1, 50 * classes), 50 * classes
+        new, old = (hard + generator.normal(0, 0.5, count) > 0 for _ in range(2))
+        ahead += compare(new, old, names, resamples=500).low > 0
+    assert ahead / 400 <= 0.025
+
+
+def test_the_interval_by_query_is_that_of_its_formula() -> None:
+    """Agresti and Min 2005: half a query more in each cell of the two by two, then the variance of a paired gain."""
+    both, fixed, broken, neither = 60.5, 8.5, 3.5, 30.5
+    count = both + fixed + broken + neither
+    gain = (fixed - broken) / count
+    error = (((fixed + broken) / count - gain**2) / count) ** 0.5
+    assert paired_interval(8, 3, 101) == pytest.approx((gain - 1.959964 * error, gain + 1.959964 * error))
 
 
 def test_the_interval_is_paired_and_by_class() -> None:

@@ -68,3 +68,11 @@ def test_too_little_for_a_picture_makes_none(images: int, dimension: int) -> Non
 
 def test_any_seed_of_a_run_draws_a_map() -> None:
     assert feature_map(groups(12, 0)[:16], groups(6, 1)[:16], LABELS[:16], seed=2**63 - 1) is not None
+
+
+@pytest.mark.parametrize("length", [np.ones(60), np.linspace(1, 9, 60), np.zeros(60)])
+def test_vectors_that_all_point_one_way_make_no_map(length: np.ndarray) -> None:
+    """t-SNE would end the process there, without a word."""
+    alike = length[:, None] * np.array([[1.0, 2.0, 3.0]])
+    assert feature_map(groups(12, 0)[:60], alike, LABELS[:60]) is None
+    assert feature_map(alike, groups(12, 0)[:60], LABELS[:60]) is None

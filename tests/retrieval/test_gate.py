@@ -99,7 +99,7 @@ def test_reason_carries_the_numbers_and_the_way_out() -> None:
         "R@1 95.00% is above the 92.00% of the champion, version 7, on the same 1,000 queries (+3.00 points, 95 % int"
     )
     assert decide(found(951), found(950), FLOOR).reason.endswith(
-        "(+0.10 points, 95 % interval +0.00 to +0.30): the lower end must be above +0.00 points. The champion stays; "
+        "(+0.10 points, 95 % interval -0.18 to +0.38): the lower end must be above +0.00 points. The champion stays; "
         "test on more images to tell smaller gains from chance, or raise maximum_regression."
     )
     other = decide(share_of(0.95), share_of(0.94, "b" * 64, "7"), FLOOR).reason

@@ -58,6 +58,17 @@ def test_embeddings_that_are_all_the_same_are_refused() -> None:
         learn_refinement(torch.ones(10, 4), torch.arange(10) % 2, 0.0)
 
 
+def test_a_network_that_tells_nothing_apart_is_left_as_it_is_unless_a_refinement_is_asked_for() -> None:
+    alike, labels = torch.ones(6, 3), torch.arange(6) % 2
+    choice = choose_refinement(alike, labels, alike, lambda refined: float(refined.shape[1] == 3))
+    assert choice.refinement is None
+    assert choice.why.endswith(
+        "(none 100.0%). All training images have the same embedding: the network tells nothing apart"
+    )
+    with pytest.raises(ValueError, match="tells nothing apart"):
+        choose_refinement(alike, labels, alike, lambda refined: 1.0, (0.0,), forced=True)
+
+
 def test_the_choice_is_the_best_on_the_held_out_images_and_ties_go_to_the_lighter() -> None:
     embeddings, labels = clustered(120)
     held_out, held_out_labels = embeddings[60:], labels[60:]

@@ -13,11 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
+from operations.code_version import reachable_files
 from retrieval.images import crop, stretch
 from retrieval.model_folder import read_model_manifest
 from retrieval.models import ModelConfig, build_network, save_model
-from retrieval.registry import GREY_PNG, save_served_model
+from retrieval.registry import GREY_PNG, SERVED_WITH, save_served_model
 from retrieval.tracking import loading
+from tests.test_rooms import packages_of
 
 with loading():
     from retrieval.served_model import MAX_PICTURES, ImageEmbedder, from_base64, pictures_of
@@ -202,3 +204,10 @@ print("torch" in sys.modules)
     found = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
     assert found.stdout.split()[-1] == "False"
+
+
+def test_what_serving_imports_is_what_the_model_asks_for() -> None:
+    names = {"PIL": "pillow"}
+    imported = {package for path in reachable_files("retrieval.served_model") for package in packages_of(path)}
+    needed = {names.get(name, name) for name in imported - {*sys.stdlib_module_names, "retrieval"}}
+    assert needed == set(SERVED_WITH)

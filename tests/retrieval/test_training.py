@@ -81,6 +81,14 @@ def test_the_same_seed_gives_the_same_bytes(dataset: Dataset, balanced: tuple[in
     assert not torch.equal(weights(first), weights(other))
 
 
+@pytest.mark.parametrize("seed", [20_261_128_123_456, 2**63 - 1, 2**64 - 1])
+def test_a_seed_may_be_as_long_as_the_knob_takes_it(dataset: Dataset, seed: int) -> None:
+    """Steps pass twice the knob's number and one."""
+    first, _ = train(dataset, seed=seed, schedule=Schedule(1, 0.05))
+    second, _ = train(dataset, seed=seed, schedule=Schedule(1, 0.05))
+    assert torch.equal(weights(first), weights(second))
+
+
 def test_dropout_is_seeded_too_and_the_global_state_is_left_alone(dataset: Dataset) -> None:
     network = lambda: nn.Sequential(small_network(), nn.Dropout(0.5))  # noqa: E731
     objective = ByLabel(MetricObjective("normalised_softmax", 4, 16))
