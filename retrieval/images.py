@@ -30,6 +30,7 @@ TRANSPOSED = {  # how to undo each value of it
 STRAY_BYTES = 16  # that a JPEG may carry between its data and the next marker
 LEAST_CONTRAST = 32  # of 255; a picture that differs less from its ground shows no drawing
 AIR = 1.15  # the square about a drawing is so many times as long as the drawing
+MOST_GROUND = 32_000_000  # pixels of that square; of a picture that has more, four times as many
 DETAIL_KEPT = 2  # a large JPEG is decoded at 1/2, 1/4 or 1/8, with at least so many pixels for one of the store
 
 
@@ -132,7 +133,7 @@ def decode(content: bytes, limits: Limits, image_size: int) -> Picture:
     except Exception as error:  # decoders of untrusted bytes raise whatever they stumble over
         raise _damaged(content, str(error)) from error
     rgb, notes = _to_rgb(image)
-    rgb, turned = _upright(image, rgb)
+    rgb, turned, _ = _upright(image, rgb)
     return _picture(rgb, notes + turned + (("first_frame",) if animated else ()))
 
 
@@ -164,6 +165,9 @@ def drawing(picture: Image.Image, size: int) -> Image.Image:
     largest difference. The side of the square that is kept, about the middle of all that is drawn, is the geometric
     mean of the picture's longer side and AIR times the drawing's: a small drawing grows, and stays smaller than a large
     one. Outside the picture there is ground. A picture without a drawing is cropped.
+
+    Raises:
+        RefusedImageError: so long and thin that the square would have far more pixels than the picture.
     """
     pixels = np.asarray(picture).astype(np.int16)  # (h, w, 3)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
@@ -174,6 +178,12 @@ def drawing(picture: Image.Image, size: int) -> Image.Image:
     drawn = apart > apart.max() / 2
     (top, bottom), (left, right) = (np.flatnonzero(drawn.any(axis=axis))[[0, -1]] + (0, 1) for axis in (1, 0))
     side = (AIR * max(bottom - top, right - left) * max(picture.size)) ** 0.5
+    if side * side > max(MOST_GROUND, 4 * picture.width * picture.height):
+        raise RefusedImageError(
+            "too_large",
+            f"{picture.width}x{picture.height}, with a drawing as long: resize=drawing needs a square of "
+            f"{side * side:,.0f} pixels",
+        )
     across, down = (left + right - side) / 2, (top + bottom - side) / 2  # where the square begins
     first, above = math.floor(across), math.floor(down)
     paper = Image.new("RGB", (math.ceil(side) + 1,) * 2, tuple(ground.tolist()))
@@ -223,9 +233,9 @@ def _decode_jpeg(content: bytes, limits: Limits, image_size: int) -> Picture:
         return Picture(pixels, width, height, _jpeg_digest(content), notes)
     image = _open(content, limits)  # Pillow reads the metadata, and knows which programs write CMYK inverted
     rgb, converted = _to_rgb(image) if space == "CMYK" else (Image.fromarray(pixels), ())
-    rgb, turned = _upright(image, rgb)
+    rgb, turned, orientation = _upright(image, rgb)
     width, height = (height, width) if "turned_sideways" in turned else (width, height)
-    return Picture(np.asarray(rgb), width, height, _jpeg_digest(content), notes + converted + turned)
+    return Picture(np.asarray(rgb), width, height, _jpeg_digest(content, orientation), notes + converted + turned)
 
 
 def _jpeg_pixels(content: bytes, space: str, smallest: dict[str, int]) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -258,9 +268,9 @@ def _digest(pixels: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest()
 
 
-def _jpeg_digest(content: bytes) -> str:
-    """sha256 of a JPEG but for APPn segments and comments: equal whatever scale, decoder and metadata."""
-    digest, place = hashlib.sha256(), 2
+def _jpeg_digest(content: bytes, orientation: int = 1) -> str:
+    """sha256 of a JPEG but for APPn segments and comments, and of its turn: equal whatever scale, decoder, metadata."""
+    digest, place = hashlib.sha256(b"" if orientation == 1 else bytes([orientation])), 2
     while place + 4 <= len(content) and content[place] == 0xFF and (marker := content[place + 1]) != 0xDA:
         end = place + 2 + int.from_bytes(content[place + 2 : place + 4], "big")
         if not (0xE0 <= marker <= 0xEF or marker == 0xFE):
@@ -325,14 +335,19 @@ def _from_16_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(((deep * 255 + 32767) // 65535).astype(np.uint8))
 
 
-def _upright(image: Image.Image, rgb: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
-    """Turn the picture as its EXIF orientation says; says what it did. Unreadable EXIF turns nothing, and is noted."""
+def _upright(image: Image.Image, rgb: Image.Image) -> tuple[Image.Image, tuple[str, ...], int]:
+    """Turn the picture as its EXIF orientation says; unreadable EXIF turns nothing, and is noted.
+
+    Returns:
+        The picture, what was done, and the orientation; 1 where nothing was turned.
+    """
     if image.format != "TIFF" and not {"exif", "xmp", "XML:com.adobe.xmp"} & set(image.info):
-        return rgb, ()
+        return rgb, (), 1
     try:
         orientation = image.getexif().get(ORIENTATION, 1)
     except Exception:  # made-up metadata raise whatever they trip over
-        return rgb, ("unreadable_exif",)
+        return rgb, ("unreadable_exif",), 1
     if orientation not in TRANSPOSED:
-        return rgb, ()
-    return rgb.transpose(TRANSPOSED[orientation]), ("turned_sideways" if orientation >= 5 else "turned",)
+        return rgb, (), 1
+    note = "turned_sideways" if orientation >= 5 else "turned"
+    return rgb.transpose(TRANSPOSED[orientation]), (note,), int(orientation)

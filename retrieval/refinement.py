@@ -133,7 +133,7 @@ def choose_refinement(
     except CollapsedError as error:
         if forced:
             raise
-        untried = f". {error}"
+        untried = f". {error}".rstrip(".")
     measured = {
         way: recall_at_1(held_out if refinement is None else refinement(held_out)) for way, refinement in tried.items()
     }

@@ -254,8 +254,8 @@ def spectrum(sums: Sums, vectors: int) -> Spectrum:
     kept = singular > LEAST_RANK
     if not kept.any():
         raise ValueError(
-            f"All {sums.rows:,} rows have the same features but for their length; there is nothing to co-cluster. Check "
-            "the features: a network that makes them so has learned nothing."
+            f"All {sums.rows:,} rows have the same features but for their length; there is nothing to co-cluster. "
+            "Check the features: a network that makes them so has learned nothing."
         )
     columns = inverse_root[:, None] * directions[:, ::-1][:, kept]
     return Spectrum(

@@ -112,11 +112,11 @@ def _decode_batch(numbered: tuple[int, Contents], scratch: Path, decoding: Decod
         for content in contents:
             try:
                 picture = _picture(content, decoding)
+                pixels[len(seen)] = picture.fitted(size, decoding.resize)
             except RefusedImageError as refused:
                 pixels[len(seen)] = 0
                 seen.append(Seen(reason=refused.reason, detail=refused.detail))
             else:
-                pixels[len(seen)] = picture.fitted(size, decoding.resize)
                 seen.append(Seen(picture.sha256, picture.width, picture.height, picture.notes))
     np.save(scratch / f"batch-{number:08d}.npy", pixels[: len(seen)])
     return seen

@@ -173,6 +173,17 @@ def test_exif_orientation_is_undone(kind, orientation):
     assert np.abs(np.asarray(picture.rgb).astype(int) - np.asarray(upright)).mean() < 6
 
 
+def test_a_jpeg_that_is_only_turned_otherwise_is_another_picture():
+    def turned(orientation, comment=b""):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        return read(encoded(photo(40, 40), "JPEG", exif=exif, comment=comment)).sha256
+
+    assert len({turned(orientation) for orientation in range(1, 9)}) == 8
+    assert turned(3) == turned(3, b"by another camera")
+    assert turned(1) == read(encoded(photo(40, 40), "JPEG")).sha256
+
+
 def test_unreadable_exif_is_noted_and_turns_nothing():
     picture = read(encoded(photo(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\x7fgarbage"))
     assert picture.rgb.size == (40, 30)
@@ -293,6 +304,18 @@ def test_a_drawing_of_the_stores_size_is_framed_too():
     picture = on_paper(64, 64, (255,) * 3, (0,) * 3, 2, 2, 20, 10)
     assert np.array_equal(picture.fitted(64, "drawing"), np.asarray(RESIZES["drawing"](picture.rgb, 64)))
     assert not np.array_equal(picture.fitted(64, "drawing"), picture.pixels)
+
+
+@pytest.mark.parametrize(("width", "height", "refused"), [(8, 9_000, True), (9_000, 8, True), (60, 2_000, False)])
+def test_a_line_that_would_need_a_vast_square_is_refused(width, height, refused):
+    pixels = np.full((height, width, 3), 255, np.uint8)
+    pixels[0, 0] = pixels[-1, -1] = 0
+    picture = from_array(pixels, LIMITS)
+    if not refused:
+        assert picture.fitted(16, "drawing").shape == (16, 16, 3)
+        return
+    with pytest.raises(RefusedImageError, match=r"too_large.*resize=drawing needs a square of 93,150,000 pixels"):
+        picture.fitted(16, "drawing")
 
 
 def test_a_picture_without_a_drawing_is_cropped():
