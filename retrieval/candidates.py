@@ -100,7 +100,7 @@ class Judge:
 
 
 def with_refinement(network: EmbeddingModel, refinement: Refinement | None) -> EmbeddingModel:
-    """The network with a refinement, on one device; itself without one."""
+    """The network with a refinement; itself without one."""
     return network if refinement is None else network.refined(refinement)
 
 

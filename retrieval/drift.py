@@ -5,7 +5,7 @@ to each other than any others do.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,7 @@ class Reference:
 
     Attributes:
         model_digest: of the model.
-        embeddings: (r, d) float, rows of length 1.
+        embeddings: (r, d) float, any scale; rows are brought to length 1 where they are kept and compared.
         classes: (r,) names.
         threshold: the similarity from which an answer of the model may be trusted; None where there is none.
     """
@@ -138,7 +138,7 @@ def save_reference(path: Path, reference: Reference, images: Sequence[str]) -> N
         images: (r,) sha256 of each image, by which they are chosen.
     """
     rows = some_of(images, MOST_IMAGES)
-    values = np.ascontiguousarray(reference.embeddings[rows], np.float16)
+    values = np.ascontiguousarray(_directions(reference.embeddings[rows]), np.float16)
     threshold = "" if reference.threshold is None else repr(reference.threshold)
     facts = {"format": str(FORMAT_VERSION), "model_digest": reference.model_digest, "threshold": threshold}
     table = pa.table(
@@ -189,7 +189,7 @@ def drift(
 
     Args:
         reference: at least two images.
-        embeddings: (n, d) of the new images by the same model, at least one.
+        embeddings: (n, d) of the new images by the same model, any scale, at least one.
         classes: (n,) their names.
         known: classes of the champion's images of every split. New images of those that the reference does not have,
             as with classes that are split between training and test, can be compared with nothing and are left out.
@@ -211,6 +211,8 @@ def drift(
 
     from retrieval.neighbours import nearest
 
+    reference = replace(reference, embeddings=_directions(reference.embeddings))
+    embeddings = _directions(embeddings)
     before, now = (torch.from_numpy(np.array(rows, np.float32)) for rows in (reference.embeddings, embeddings))
     usual = nearest(before, before, 1, torch.arange(len(before)))[0][:, 0].numpy()
     found = np.full(len(names), np.nan, np.float32)
@@ -273,6 +275,13 @@ def _distances(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
     products = (left * right).sum(1)
     return 1 - np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
+
+
+def _directions(rows: np.ndarray) -> np.ndarray:
+    """(n, d), each row of length 1; a row of zeros stays."""
+    rows = np.asarray(rows, np.float64)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
 
 
 def _share(similarities: np.ndarray, far_below: float) -> Share:

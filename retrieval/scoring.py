@@ -121,7 +121,7 @@ def champion_answers(
     if known:
         print(
             f"{name} was trained on {known:,} of these {len(dataset.rows('test')):,} test images, which favours it; "
-            "with the same seed and fractions an image stays on its side.",
+            "with the same seed and fractions nearly every image stays on its side.",
             flush=True,
         )
     try:

@@ -1,7 +1,8 @@
 """Which images are trained on, chosen on and tested on: the source's own split, stratified, or by classes.
 
-Every choice is by the rank of a hash of seed and content, so the order of the images does not matter, and one more
-class moves no image of another.
+Every choice is by the rank of a hash of seed and content, so the order of the images does not matter, and what is added
+or taken away moves little else: of a class at most the images at the edge of its share, and where classes are held out
+whole, at most those at the edge of theirs.
 """
 
 import hashlib

@@ -202,6 +202,20 @@ def test_a_reference_is_read_as_it_was_written_but_for_rounding(tmp_path: Path) 
         assert found.classes.tolist() == known.classes.tolist()
 
 
+def test_the_length_of_embeddings_does_not_matter(tmp_path: Path) -> None:
+    """float16 has nothing above 65,504."""
+    values, names = drawn(120, seed=2)
+    lengths = np.random.default_rng(0).uniform(1, 1e6, (len(values), 1)).astype(np.float32)
+    known = reference()
+    longer = Reference("digest", known.embeddings * 1e6, known.classes, known.threshold)
+    one, other = drift(known, values, names), drift(longer, values * lengths, names)
+    assert [shift.p_value for shift in one.shifts] == [shift.p_value for shift in other.shifts]
+    assert (one.seen, one.usual) == (other.seen, other.usual)
+    save_reference(tmp_path / "reference", longer, digests(len(known.classes)))
+    kept = load_reference(tmp_path / "reference").embeddings
+    assert np.allclose(np.linalg.norm(kept, axis=1), 1, atol=1e-2)
+
+
 def test_a_reference_is_bounded_and_chosen_whatever_the_order(tmp_path: Path) -> None:
     many = reference(images=MOST_IMAGES + 100)
     save_reference(tmp_path / "reference.parquet", many, digests(MOST_IMAGES + 100))
