@@ -1,4 +1,4 @@
-# co_cluster and evaluate: PyTorch with CUDA, FAISS and what draws the report.
+# detect_changes, co_cluster and evaluate: PyTorch with CUDA, FAISS and what draws the report.
 ARG BASE_IMAGE=python:3.11-slim
 
 FROM ${BASE_IMAGE} AS installer

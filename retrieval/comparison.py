@@ -6,7 +6,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from retrieval.confidence import ratio_interval
+from retrieval.class_intervals import ratio_interval
 
 LEVEL = 0.95
 RESAMPLES = 10_000

@@ -10,7 +10,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from retrieval.confidence import class_bootstrap_interval, verdict, wilson_lower_bound
+from retrieval.class_intervals import class_bootstrap_interval
+from retrieval.confidence import verdict, wilson_lower_bound
 from retrieval.dataset import Dataset
 from retrieval.evaluation import (
     NEIGHBOURS,

@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from retrieval.confidence import class_bootstrap_interval, wilson_lower_bound
+from retrieval.confidence import wilson_lower_bound
 from retrieval.neighbours import TIE, nearest, ranked
 
 __all__ = [
     "RetrievalMetrics",
-    "class_bootstrap_interval",
     "nearest_mean_accuracy",
     "recall_at_1",
     "retrieval_metrics",

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from retrieval.class_intervals import class_bootstrap_interval
 from retrieval.colours import colour_statistics
 from retrieval.dataset import Dataset
 from retrieval.embedder import Change, Embedder, changed
 from retrieval.evaluation import FurtherDataset, MissingParts
-from retrieval.metrics import class_bootstrap_interval, recall_at_1, retrieval_metrics
+from retrieval.metrics import recall_at_1, retrieval_metrics
 from retrieval.neighbours import nearest
 from retrieval.occlusion import hide
 from retrieval.progress import Progress

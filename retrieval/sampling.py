@@ -46,11 +46,11 @@ def shuffled_order(count: int, batch_size: int, seed: int, epoch: int, processes
 def balanced_order(labels: Tensor, classes_per_batch: int, images_per_class: int, seed: int, epoch: int) -> Tensor:
     """An epoch of class-balanced batches: `images_per_class` images each of `classes_per_batch` different classes.
 
-    An epoch has about as many draws as there are images. A class gets turns in proportion to its images, at most
-    one a batch, and where the turns go round at least one, so images are seen about equally often. A class goes through its images in random order
-    and begins again only when all were drawn: the images of one turn differ, unless the class has fewer than
-    `images_per_class`; then each comes up as equally often as can be. A class too large for one turn a batch
-    leaves some images out; the next epoch draws others.
+    An epoch has about as many draws as there are images. A class gets turns in proportion to its images, at most one a
+    batch, and where the turns go round at least one, so images are seen about equally often. A class goes through its
+    images in random order and begins again only when all were drawn: the images of one turn differ, unless the class
+    has fewer than `images_per_class`; then each comes up as equally often as can be. A class too large for one turn a
+    batch leaves some images out; the next epoch draws others.
 
     Args:
         labels: (n,) int64, any numbers.

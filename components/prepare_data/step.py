@@ -79,7 +79,14 @@ def listed(params: Params) -> tuple[Source, list[Record]]:
     )
     source = open_source(params.source, params.location, options)
     records = limit_classes(source.records, params.max_images_per_class, params.seed)
-    return source, records if params.split == "own" else [replace(record, split="") for record in records]
+    if params.split == "own":
+        return source, records
+    if own := ", ".join(sorted({record.split for record in records} - {""})):
+        print(
+            f"prepare_data: the source's own split ({own}) is set aside, for split={params.split} divides all images "
+            "anew; -p split=own keeps it"
+        )
+    return source, [replace(record, split="") for record in records]
 
 
 def settings(params: Params) -> dict[str, str | int | float]:

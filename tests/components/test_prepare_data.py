@@ -216,6 +216,18 @@ def test_too_much_of_it_is_an_error_and_leaves_nothing(tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_a_split_of_the_source_that_is_not_taken_is_told(tmp_path, capsys):
+    lay_sound(tmp_path / "in", prefix="train")
+    lay_sound(tmp_path / "in", prefix="test", first=1000)
+    told = "the source's own split (test, train) is set aside, for split=closed divides all images anew; -p split=own"
+    run(tmp_path, source="folder", location=str(tmp_path / "in"), split="closed")
+    assert told in capsys.readouterr().out
+    run(tmp_path, source="folder", location=str(tmp_path / "in"), split="own")
+    assert "set aside" not in capsys.readouterr().out
+    run(tmp_path, source="folder", location=str(lay_sound(tmp_path / "plain")), split="closed")
+    assert "set aside" not in capsys.readouterr().out
+
+
 def test_disjoint_pools_the_splits_of_the_source(tmp_path):
     lay_sound(tmp_path / "in", prefix="train")
     lay_sound(tmp_path / "in", prefix="test", first=1000)

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
+from retrieval.class_intervals import ratio_interval
 from retrieval.comparison import ClassChange, compare, mcnemar, paired_interval
-from retrieval.confidence import ratio_interval
 
 ANSWERS = st.lists(st.tuples(st.booleans(), st.booleans(), st.sampled_from("abcd")), min_size=1, max_size=60)
 
