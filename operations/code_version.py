@@ -4,9 +4,9 @@ It is the tag of the step's image, so that a cache sees a change of code, and se
 """
 
 import ast
+import functools
 import hashlib
 import platform
-from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,21 +35,21 @@ def reachable_files(module: str) -> set[Path]:
         name = waiting.pop()
         if name not in modules and (path := _file_of(name)):
             modules.add(name)
-            waiting += imported_modules(path)
+            waiting += imported_modules(path.read_text())
     files = {path for name in modules if (path := _file_of(name))}
     return {beside for path in files for beside in path.parent.glob(f"{path.stem}.*") if beside.is_file()}
 
 
-def imported_modules(path: Path) -> Iterator[str]:
-    """Names of the modules of our own rooms that a source file imports, anywhere in it."""
-    for node in ast.walk(ast.parse(path.read_text())):
+@functools.cache
+def imported_modules(source: str) -> tuple[str, ...]:
+    """Names of the modules of our own rooms that a source text imports, anywhere in it."""
+    found: list[str] = []
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        else:
-            continue
-        yield from (name for name in names if name.partition(".")[0] in ROOMS)
+            found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return tuple(name for name in found if name.partition(".")[0] in ROOMS)
 
 
 def _file_of(module: str) -> Path | None:
