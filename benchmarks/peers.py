@@ -1,14 +1,15 @@
 """Training and measuring as users would otherwise: beside pytorch-metric-learning and open-metric-learning, in one run.
 
     python -m benchmarks.peers --set cifar100 --location FOLDER [--loss normalised_softmax] [--epochs 4] [--batch 256]
-        [--images-per-class 0] [--seed 0] [--oml PYTHON]
+        [--images-per-class 0] [--seed 0] [--border constant] [--oml PYTHON]
     python -m benchmarks.peers --exact 20000 [--oml PYTHON]
 
 Training. The same four-layer network, images, batch, epochs, optimiser (SGD, Nesterov, no decay of vectors) and rates:
 
 - rankone: retrieval.training.fit;
 - pml: the loop of pytorch-metric-learning's documentation, in float32: a DataLoader over PIL images with torchvision's
-  RandomCrop (padding 4) and RandomHorizontalFlip, NormalizedSoftmaxLoss at the same temperature, or
+  RandomCrop (padding 4, black as by itself, or with --border edge as rankone shifts) and RandomHorizontalFlip,
+  NormalizedSoftmaxLoss at the same temperature, or
   MultiSimilarityLoss with MultiSimilarityMiner and MPerClassSampler (4 a class);
 - pml, autocast: the same loop in the precision that rankone takes;
 - oml, with --oml, an interpreter that has open-metric-learning (it needs numpy below 2, hence an environment of its
@@ -136,7 +137,7 @@ def pml(task: Task, precise: bool = True) -> Result:
     from pytorch_metric_learning import losses, miners, samplers
 
     options, network = task.options, task.network().to(memory_format=torch.contiguous_format)
-    pictures = Pictures(task.data, task.rows, task.labels, flip=options.augment == "crop_flip")
+    pictures = Pictures(task.data, task.rows, task.labels, options.augment == "crop_flip", options.border)
     miner, sampler = None, None
     loss: nn.Module
     if task.of_pairs:
@@ -192,7 +193,7 @@ def oml(task: Task) -> Result:
         settings = {
             "mean": mean, "std": std, "of_pairs": task.of_pairs, "images_per_class": IMAGES_PER_CLASS,
             "flip": options.augment == "crop_flip", "size": task.data.image_size,
-            **{name: getattr(options, name) for name in ("epochs", "batch", "dimension", "seed", "workers")},
+            **{name: getattr(options, name) for name in ("epochs", "batch", "dimension", "seed", "workers", "border")},
         }  # fmt: skip
         (place / "settings.json").write_text(json.dumps(settings))
         found = in_its_interpreter(options.oml, "train", place)
@@ -231,6 +232,7 @@ def main() -> None:
     parser.add_argument("--dimension", type=int, default=256)
     parser.add_argument("--learning-rate", type=float, default=0.1)
     parser.add_argument("--images-per-class", type=int, default=0)
+    parser.add_argument("--border", choices=("constant", "edge"), default="constant", help="of the peers' RandomCrop")
     parser.add_argument("--workers", type=int, default=0, help="processes of the peers' DataLoader")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")

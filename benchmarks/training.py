@@ -104,10 +104,12 @@ def synthetic(arguments: argparse.Namespace, dataset: Dataset, device: torch.dev
 class Pictures(torch.utils.data.Dataset):
     """Images one at a time, as PIL gives them."""
 
-    def __init__(self, dataset: Dataset, rows: np.ndarray, labels: np.ndarray, flip: bool = True) -> None:
+    def __init__(
+        self, dataset: Dataset, rows: np.ndarray, labels: np.ndarray, flip: bool = True, border: str = "constant"
+    ) -> None:
         self.pictures = [Image.fromarray(image) for image in dataset.read(rows)]
         self.labels = labels
-        shifted = [transforms.RandomCrop(dataset.image_size, padding=4)]
+        shifted = [transforms.RandomCrop(dataset.image_size, padding=4, padding_mode=border)]
         flipped = [transforms.RandomHorizontalFlip()] if flip else []
         self.transform = transforms.Compose([*shifted, *flipped, transforms.ToTensor()])
 
