@@ -71,7 +71,7 @@ def compare(
         console.print(
             f"\nOf {compared.queries:,} queries {compared.fixed:,} are fixed and {compared.broken:,} broken "
             f"(McNemar's exact p {compared.p_value:.2g}). R@1 changes by {100 * compared.gain:+.2f} points, 95 % "
-            f"interval {100 * compared.low:+.2f} to {100 * compared.high:+.2f}, resampled by class.\n",
+            f"interval {100 * compared.low:+.2f} to {100 * compared.high:+.2f}, the wider by class and by query.\n",
             soft_wrap=True,
         )
         console.print(class_table(compared.class_changes, *(f"version {found.version}" for found in versions)))

@@ -44,7 +44,7 @@ class Stage:
     Attributes:
         name: the step.
         recall_at_1: test images among test images, the image itself excluded.
-        recall_at_1_low: lower end of its 95 % interval, resampled by class.
+        recall_at_1_low: lower end of its 95 % interval, the wider by class and by query.
         recall_at_1_high: upper end.
         recall_at_1_to_train: test images against the training images; None when they share no class.
         map_at_r: test among test.
@@ -188,7 +188,7 @@ class FurtherDataset:
         classes: among the queries.
         queries: images that have another one of their class.
         recall_at_1: of the model.
-        recall_at_1_low: lower end of its 95 % interval, resampled by class.
+        recall_at_1_low: lower end of its 95 % interval, the wider by class and by query.
         recall_at_1_high: upper end.
         pixels_recall_at_1: of the pixels themselves, shrunk to 32 px where they are more.
         image_size: of the stored images, in pixels; they were brought to the model's size where it is another.
@@ -263,7 +263,7 @@ class Evaluation:
         queries_without_positive: test images left out because no other image of their class is in the gallery.
         classes: classes among the queries.
         recall_at_1: share of queries whose nearest other test image is of their class; likewise at 2, 4 and 8.
-        recall_at_1_low: lower end of its 95 % interval, resampled by class.
+        recall_at_1_low: lower end of its 95 % interval, the wider by class and by query.
         recall_at_1_high: upper end.
         map_at_r: mean average precision at R (Musgrave et al., ECCV 2020).
         r_precision: share of right ones among the nearest R, R being the other images of the class.

@@ -49,7 +49,7 @@ def page_of(verdict: Verdict, headline: str, sections: Mapping[str, Sequence[tup
         parts.append(
             f"Of {found.queries:,} queries {found.fixed:,} are fixed and {found.broken:,} broken (McNemar's exact p "
             f"{found.p_value:.2g}). R@1 changes by {_points(found.gain)}, 95 % interval {_points(found.low)} to "
-            f"{_points(found.high)}, resampled by class."
+            f"{_points(found.high)}, the wider by class and by query."
         )
         falls = [change for change in found.class_changes if change.change < 0][:CLASSES_SHOWN]
         gains = [change for change in reversed(found.class_changes) if change.change > 0][:CLASSES_SHOWN]

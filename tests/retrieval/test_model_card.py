@@ -42,7 +42,7 @@ def test_a_card_says_how_good_from_what_and_how(tmp_path: Path, evaluation: Eval
     card = card_of(tmp_path, evaluation, tags, {"softmax_why": "It raised R@1.", "epochs": 3})
     for text in (
         "# digits: image embeddings for retrieval",
-        "R@1 90.00% (95 % interval 87.50% to 92.50%, resampled by class), 1,234 queries of 9 classes",
+        "R@1 90.00% (95 % interval 87.50% to 92.50%, the wider by class and by query), 1,234 queries of 9 classes",
         "- class 1: R@1 10.00% of 11 queries",
         "dataset `dddddddddddd`, evaluation `eeeeeeeeeeee`",
         "pipeline run run-7",
