@@ -47,9 +47,9 @@ def model_card(name: str, model: Path, manifest: Manifest, measured: Evaluation,
 def figures(measured: Evaluation) -> list[str]:
     """How well it finds, with intervals."""
     interval = f"95 % interval {_percent(measured.recall_at_1_low)} to {_percent(measured.recall_at_1_high)}"
+    asked = f"{measured.queries:,} queries of {measured.classes:,} classes"
     lines = [
-        f"R@1 {_percent(measured.recall_at_1)} ({interval}, the wider by class and by query), {measured.queries:,} queries "
-        f"of {measured.classes:,} classes",
+        f"R@1 {_percent(measured.recall_at_1)} ({interval}, the wider by class and by query), {asked}",
         f"R@2 {_percent(measured.recall_at_2)}, R@4 {_percent(measured.recall_at_4)}, R@8 "
         f"{_percent(measured.recall_at_8)}, MAP@R {_percent(measured.map_at_r)}, R-precision "
         f"{_percent(measured.r_precision)}, R@1 averaged by class {_percent(measured.macro_recall_at_1)}",
