@@ -45,13 +45,12 @@ def check_least(params: Any, **least: int) -> None:
 
 
 def check_seed(params: Any) -> None:
-    """Refuse a seed that torch or NumPy does not take.
+    """Refuse a seed below 0, which NumPy does not take; `launch.parse` refuses whole numbers that are too large.
 
     Raises:
         ValueError: names it.
     """
-    if not 0 <= params.seed < 2**63:
-        raise ValueError(f"seed is {params.seed}; it must be 0 or more, and less than 2**63.")
+    check_least(params, seed=0)
 
 
 def check_rates(params: Any, *names: str) -> None:
@@ -72,10 +71,19 @@ def check_registered_model(params: Any) -> None:
     Raises:
         ValueError: names it.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", params.registered_model):
+    check_model_name(params.registered_model, "registered_model")
+
+
+def check_model_name(name: str, given_as: str) -> None:
+    """Refuse it, as the named knob or option gives it.
+
+    Raises:
+        ValueError: names it.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name):
         raise ValueError(
-            f"registered_model is '{params.registered_model}'; use letters, digits, '_', '.' and '-', 100 at most, "
-            "beginning with a letter or digit."
+            f"{given_as} is '{name}'; use letters, digits, '_', '.' and '-', 100 at most, beginning with a letter or "
+            "digit."
         )
 
 

@@ -29,6 +29,7 @@ Outputs = Mapping[str, Mapping[str, Scalar]]  # metadata of each output artifact
 RESERVED = {"executor-input", "pipeline-run", "pipeline-task"}  # options of the launcher itself
 PARAMETER = "run."  # begins the options that are parameters of the pipeline and no knobs of the step
 PLAN, TRAIN, AGAIN, SKIP = "plan", "train", "train again: ", "skip: "  # the option; how its value is or begins
+LARGEST_WHOLE_NUMBER = 2**53  # up to which floating point holds every whole number
 SKIPPED_KIND, SKIPPED_FORMAT = "skipped", 1  # of the folders that stand for what was not made
 SKIPPED_PAGE = """<!doctype html>
 <meta charset="utf-8"><meta name="color-scheme" content="light dark"><title>Skipped</title>
@@ -144,20 +145,22 @@ def params_from(params_type: type, texts: Mapping[str, str]) -> Any:
 
 
 def parse(name: str, text: str, kind: Any) -> Any:
-    """One value from its text; lists are JSON, e.g. "[64, 128]". KFP writes a whole number as "3" or "3.0"."""
+    """One value from its text; lists are JSON, e.g. "[64, 128]". KFP writes a whole number as "3" or "3.0".
+
+    Raises:
+        ValueError: no value of its type, or a whole number that KFP would hand on as another.
+    """
     try:
-        if kind is bool:
-            return {"true": True, "false": False}[text.lower()]
-        if kind is int:
-            number = float(text)
-            if not number.is_integer():
-                raise ValueError
-            return int(text) if text.lstrip("+-").isdigit() else int(number)
-        if get_origin(kind) is tuple:
-            return tuple(parse(name, str(item), get_args(kind)[0]) for item in json.loads(text))
-        return kind(text)
+        value = _read(text, kind)
     except (KeyError, TypeError, ValueError, OverflowError):
         raise ValueError(f"{name} is '{text}'; it must be {_describe(kind)}.") from None
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, int) and abs(number) > LARGEST_WHOLE_NUMBER:
+            raise ValueError(
+                f"{name} is '{text}'; Kubeflow Pipelines keeps numbers as floating point, which holds no larger whole "
+                f"numbers exactly: give one from -{LARGEST_WHOLE_NUMBER} to {LARGEST_WHOLE_NUMBER}."
+            )
+    return value
 
 
 def text_of(value: Any) -> str:
@@ -167,6 +170,26 @@ def text_of(value: Any) -> str:
     if isinstance(value, tuple):
         return json.dumps(value)
     return str(value)
+
+
+def _read(text: str, kind: Any) -> Any:
+    if kind is bool:
+        return {"true": True, "false": False}[text.lower()]
+    if kind is int:
+        return _whole_number(text)
+    if get_origin(kind) is tuple:
+        return tuple(_read(str(item), get_args(kind)[0]) for item in json.loads(text))
+    return kind(text)
+
+
+def _whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        number = float(text)
+    if not number.is_integer():
+        raise ValueError
+    return int(number)
 
 
 def _describe(kind: Any) -> str:

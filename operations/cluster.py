@@ -16,6 +16,8 @@ import kfp_server_api
 import urllib3
 from kfp.client import ServiceAccountTokenVolumeCredentials
 
+from retrieval.redaction import without_credentials
+
 HOST = "RANKONE_KFP_HOST"  # address of the API, e.g. http://localhost:8080 behind a port-forward
 TOKEN = "RANKONE_KFP_TOKEN"
 NAMESPACE = "RANKONE_KFP_NAMESPACE"  # of a server with many users
@@ -126,7 +128,9 @@ def address() -> str:
     """
     named = os.environ.get(HOST) or os.environ.get("KF_PIPELINES_ENDPOINT")
     if named and not named.startswith(("http://", "https://")):
-        raise ClusterError(f"{HOST} is '{named}'; it must begin with http:// or https://.")
+        raise ClusterError(f"{HOST} is '{without_credentials(named)}'; it must begin with http:// or https://.")
+    if named and without_credentials(named) != named:
+        raise ClusterError(f"{HOST} holds a user's name or a password; leave them out, and give a token: {TOKEN}.")
     if named:
         return named.rstrip("/")
     if os.environ.get("KUBERNETES_SERVICE_HOST"):
@@ -143,8 +147,15 @@ def page() -> str:
 
 
 def token() -> str | None:
-    """The token that the environment gives."""
-    return os.environ.get(TOKEN, "").strip().removeprefix("Bearer ") or None
+    """The token that the environment gives.
+
+    Raises:
+        ClusterError: it is more than one word; it is not repeated.
+    """
+    given = os.environ.get(TOKEN, "").strip().removeprefix("Bearer ")
+    if len(given.split()) > 1:
+        raise ClusterError(f"{TOKEN} has white space in it; give the token alone, in one line.")
+    return given or None
 
 
 def credentials() -> ServiceAccountTokenVolumeCredentials | None:

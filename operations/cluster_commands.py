@@ -53,11 +53,11 @@ def submit(
 
     hardware = profiles.load_profile(profile)
     settings, assignments = profiles.split_settings(hardware, param or [])
-    values = parameters.resolve(recipes.load_recipe(recipe) if recipe else {}, assignments)
+    values = parameters.resolve({} if recipe is None else recipes.load_recipe(recipe), assignments)
     values = with_readable_source(values)
     images = pushed_images()
     client = cluster.connect()
-    name = f"{Path(recipe).stem if recipe else 'rankone'} {datetime.datetime.now():%Y-%m-%d %H:%M:%S}"
+    name = f"{'rankone' if recipe is None else Path(recipe).stem} {datetime.datetime.now():%Y-%m-%d %H:%M:%S}"
     with tempfile.TemporaryDirectory() as folder:
         package = compile_pipeline(Path(folder) / "pipeline.yaml", images=images, profile=hardware)
         submitted = cluster_runs.submit(

@@ -1,7 +1,9 @@
 """`rankone`: the pipeline's command line."""
 
+import errno
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +29,8 @@ from operations import (
 from operations.run import Runner, run_here
 
 BAD_INPUT = 2
+HERE = "127.0.0.1"
+LAST_PORT = 65_535
 
 app = typer.Typer(
     help="Train, judge and promote image-retrieval models: one pipeline, from raw images to a champion in MLflow.",
@@ -57,8 +61,8 @@ def run(
 
     Example: [cyan]rankone run --recipe folder -p location=photos -p dimension=128[/]
     """
-    values = parameters.resolve(recipes.load_recipe(recipe) if recipe else {}, param or [])
-    raise typer.Exit(run_here(recipe or "rankone", values, runner))
+    values = parameters.resolve({} if recipe is None else recipes.load_recipe(recipe), param or [])
+    raise typer.Exit(run_here("rankone" if recipe is None else recipe, values, runner))
 
 
 @app.command(name="compile")
@@ -89,9 +93,9 @@ def compile_command(
         raise ValueError(f"--output is '{output}'; name a file that ends in .yaml.")
     if form not in FORMATS:
         raise ValueError(f"Unknown format '{form}'; choose one of: {', '.join(FORMATS)}.")
-    hardware = profiles.load_profile(profile) if profile else None
+    hardware = None if profile is None else profiles.load_profile(profile)
     settings, assignments = profiles.split_settings(hardware, param or [])
-    values = parameters.resolve(recipes.load_recipe(recipe) if recipe else {}, assignments, reads_images=False)
+    values = parameters.resolve({} if recipe is None else recipes.load_recipe(recipe), assignments, reads_images=False)
     images = None if unpinned else images_to_compile(lock)
     compile_pipeline(output, values | settings, pinned=not unpinned, images=images, profile=hardware)
     if form == RESOURCES:
@@ -119,15 +123,16 @@ def images_to_compile(lock: Path | None) -> dict[str, str] | None:
 
 @app.command()
 def ui(
-    port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000,
+    port: Annotated[int, typer.Option(min=1, max=LAST_PORT, help="Port on this machine.")] = 5000,
 ) -> None:
     """Open MLflow's page over the embedded store: runs, curves, models. Ctrl-C ends it."""
     from retrieval.tracking import embedded_store
 
+    refuse_port_in_use(port)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", embedded_store()]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--host", HERE, "--port", str(port), "--workers", "1"]
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    print(f"MLflow starts at http://127.0.0.1:{port} (half a minute); Ctrl-C ends it.", flush=True)
+    print(f"MLflow starts at http://{HERE}:{port} (half a minute); Ctrl-C ends it.", flush=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # in a session of its own: Ctrl-C would reach all of its processes at once, which they answer with tracebacks
     server = subprocess.Popen(command, env=os.environ | quiet, start_new_session=True)
@@ -138,10 +143,27 @@ def ui(
         server.wait()
 
 
+def refuse_port_in_use(port: int) -> None:
+    """Refuse a port that the server could not take: it would say so among other lines and end as if all were well.
+
+    Raises:
+        ValueError: names it, and how to choose another.
+    """
+    with socket.socket() as asked:
+        asked.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server has it: not refused by a dead one's
+        try:
+            asked.bind((HERE, port))
+        except OSError as error:
+            in_use = "in use: another program listens there"
+            why = in_use if error.errno == errno.EADDRINUSE else f"not to be had: {error.strerror}"
+            another = port + 1 if port < LAST_PORT else port - 1
+            raise ValueError(f"port {port} is {why}; choose another, as with --port {another}.") from None
+
+
 @app.command(name="parameters")
 def parameters_command(recipe: Recipe = None, param: Assignments = None) -> None:
     """List every parameter: its value, the steps that it reaches, what it does."""
-    given = parameters.resolve(recipes.load_recipe(recipe) if recipe else {}, param or [], reads_images=False)
+    given = parameters.resolve({} if recipe is None else recipes.load_recipe(recipe), param or [], reads_images=False)
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("parameter", no_wrap=True)
     for column in ("value", "steps", "what it does"):
@@ -163,7 +185,7 @@ def inspect_command(
 
     Example: [cyan]rankone inspect -p alpha=1.5 -p pooling=gem --classes 100[/]
     """
-    values = parameters.resolve(recipes.load_recipe(recipe) if recipe else {}, param or [], reads_images=False)
+    values = parameters.resolve({} if recipe is None else recipes.load_recipe(recipe), param or [], reads_images=False)
     steps = parameters.step_params(values, reads_images=False)
     layers = network.network_layers(steps, classes)
     if json:

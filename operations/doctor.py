@@ -13,7 +13,7 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from rich.table import Table
 from rich.text import Text
@@ -22,6 +22,7 @@ from operations.cluster import HOST, Client, ClusterError, address, connect
 from operations.image_lock import not_pushed
 from operations.profiles import Hardware, load_profile
 from retrieval.object_store import clear_errors, s3_client
+from retrieval.redaction import without_credentials
 
 GOOD, BAD, UNKNOWN = "good", "bad", "unknown"
 BUCKET = "RANKONE_BUCKET"  # s3://bucket/prefix: where the probe is written
@@ -95,12 +96,13 @@ def examine_mlflow() -> Finding:
     what, name = "MLflow", "MLFLOW_TRACKING_URI"
     uri = os.environ.get(name, "").rstrip("/")
     if not uri.startswith(("http://", "https://")):
-        return Finding(
-            what, BAD, f"{name} is '{uri}'", f"Set {name} to the server's address, http://... or https://..."
-        )
+        mend = f"Set {name} to the server's address, http://... or https://..."
+        return Finding(what, BAD, f"{name} is '{without_credentials(uri)}'", mend)
+    parts, uri = urlsplit(uri), without_credentials(uri)
+    inside = (unquote(parts.username or ""), unquote(parts.password or ""))
     try:
-        version = _fetch(f"{uri}/version").decode().strip()
-        experiments = json.loads(_fetch(f"{uri}/api/2.0/mlflow/experiments/search?max_results=1"))
+        version = _fetch(f"{uri}/version", inside).decode().strip()
+        experiments = json.loads(_fetch(f"{uri}/api/2.0/mlflow/experiments/search?max_results=1", inside))
     except urllib.error.HTTPError as error:
         return Finding(what, BAD, f"{uri} refused ({error.code}): {_start_of(error)}", _mend_mlflow(error.code))
     except (OSError, ValueError) as error:
@@ -226,9 +228,11 @@ def _numbers(version: str) -> tuple[int, int] | None:
     return (int(found[1]), int(found[2])) if found else None
 
 
-def _fetch(url: str) -> bytes:
+def _fetch(url: str, inside: tuple[str, str] = ("", "")) -> bytes:
+    """What is at an address of MLflow; user and password are those of the environment, or were inside its address."""
     request = urllib.request.Request(url)
     user, password = (os.environ.get(f"MLFLOW_TRACKING_{part}", "") for part in ("USERNAME", "PASSWORD"))
+    user, password = (user, password) if user else inside
     if token := os.environ.get("MLFLOW_TRACKING_TOKEN"):
         request.add_header("Authorization", f"Bearer {token}")
     elif user:

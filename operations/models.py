@@ -17,8 +17,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from components.knobs import check_model_name
 from retrieval import promotion, registry
-from retrieval.ledger import CHALLENGER, CHAMPION, Entry, Move
+from retrieval.ledger import CHALLENGER, CHAMPION, Entry, Move, check_reason
 from retrieval.registry import ModelVersion
 
 DIGITS_OF_A_DIGEST = 12
@@ -43,7 +44,7 @@ def add_commands(app: typer.Typer) -> None:
 def models(model: Model = None, as_json: AsJson = False) -> None:
     """List the versions of every registered model: aliases, R@1 with its interval, data, age."""
     with impatience():
-        names = [the_model(model)] if model else registry.registered_models()
+        names = registry.registered_models() if model is None else [the_model(model)]
         listed = {name: promotion.history(name) for name in names}
         rows = [describe(version, listed[name].aliases) for name in names for version in registry.versions_of(name)]
     notices = [f"{name}: {notice}" for name in names for notice in listed[name].notices]
@@ -67,7 +68,7 @@ def models(model: Model = None, as_json: AsJson = False) -> None:
 def history(model: Model = None, as_json: AsJson = False) -> None:
     """Tell who made which version champion, when and why."""
     with impatience():
-        if not model and not registry.registered_models():
+        if model is None and not registry.registered_models():
             print_no_history(as_json)
             return
         name = the_model(model)
@@ -108,7 +109,9 @@ def promote(
     notices = (
         [f"the gate rejected it: {found.tags.get('rankone.reason', '')}"] if outcome_of(found) == "rejected" else []
     )
-    if into:
+    if into is not None:
+        check_model_name(into, "--into")
+        check_reason(reason)
         copied = registry.copy_version(name, version, into)
         notices.append(f"{name} version {version} was copied: it is version {copied.version} of {into}")
         name, version = into, copied.version
@@ -181,7 +184,7 @@ def the_model(name: str | None) -> str:
     if name in names:
         return name
     listed = ", ".join(names)
-    if name:
+    if name is not None:
         raise ValueError(f"There is no registered model '{name}'; there is: {listed or 'none'}.")
     if not names:
         raise ValueError(f"{NOTHING}; `rankone run` trains, judges and registers one.")

@@ -9,9 +9,10 @@ from typing import Any, get_type_hints
 
 import components
 from components.descriptions import knob_descriptions
-from components.launch import parse, text_of
+from components.launch import parse
 from operations import profiles
 from operations.network import refuse_vanishing_map
+from operations.yaml_file import as_text
 
 PLACES = {"folder": "FOLDER", "parquet": "FOLDER", "s3": "s3://BUCKET/PREFIX"}  # what stands for a missing location
 ALL_OF_THEM = "`rankone parameters` lists all with what each does."
@@ -84,7 +85,7 @@ def resolve(recipe: Mapping[str, Any], assignments: Iterable[str], reads_images:
             step refuses together, or a network of which the images would leave no map.
     """
     knobs = all_knobs()
-    texts = {name: text_of(tuple(value) if isinstance(value, list) else value) for name, value in recipe.items()}
+    texts = {name: as_text(name, value) for name, value in recipe.items()}
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals:

@@ -17,7 +17,8 @@ def load_recipe(name: str) -> dict[str, Any]:
     """The parameters of a recipe, by its name or by the path of a YAML file.
 
     Raises:
-        ValueError: there is none of that name, or it is no flat mapping of parameters, or no YAML.
+        ValueError: there is none of that name, or it is no flat mapping of parameters, or no YAML, or a parameter has
+            no value.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     if not path.is_file():
@@ -25,7 +26,15 @@ def load_recipe(name: str) -> dict[str, Any]:
     recipe = read_yaml(path)
     if not isinstance(recipe, dict) or any(isinstance(value, dict) for value in recipe.values()):
         raise ValueError(f"{path} is no recipe; it must be a flat list of lines `parameter: value`.")
+    for parameter, value in recipe.items():
+        if value is None:
+            raise ValueError(f"{path}: {no_value(parameter)}")
     return recipe
+
+
+def no_value(parameter: str) -> str:
+    """What to say of a parameter that a file names and gives no value."""
+    return f"the parameter {parameter} has no value; give one, or leave it out."
 
 
 def describe_recipe(name: str) -> str:

@@ -18,7 +18,7 @@ from operations.compile import compile_pipeline
 from operations.parameters import step_names
 from retrieval import tracking
 from retrieval.announcement import announce
-from retrieval.fingerprint import source_fingerprint
+from retrieval.fingerprint import named_fingerprint, source_fingerprint
 from retrieval.home import home
 from retrieval.manifest import digest_of
 from retrieval.news import ANNOUNCING_STEP, Ending
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 FAILED, STOPPED = 1, 130
 STATES = {"FINISHED": "SUCCEEDED", "FAILED": "FAILED", "KILLED": "CANCELLED"}  # as an exit handler is told of them
 PATHS = ("location", "weights", "further_datasets")  # parameters that may name files of this machine
+FINGERPRINTED = {"weights": "weights_fingerprint", "further_datasets": "further_fingerprint"}  # of PATHS
 WORDS = ("", "none", "imagenet")  # values of theirs that name none
 
 
@@ -91,7 +92,7 @@ def run_here(name: str, values: Mapping[str, Any], runner: Runner = Runner.PROCE
         display.close()
         record(folder, status, display.results)
         tell(key, values, status, display)
-        tracking.finish_pipeline_run(key, status, {"rankone.cached_steps": cached_steps(display.results)}, wait=False)
+        end_tracking(key, status, display)
 
     if status == "KILLED":
         display.console.print("\nStopped. The same command again resumes at the step that was stopped.")
@@ -127,17 +128,29 @@ def tell(key: str, values: Mapping[str, Any], status: str, display: "Display") -
         display.console.print(f"\n{said}")
 
 
+def end_tracking(key: str, status: str, display: "Display") -> None:
+    """Tell MLflow how the run ended; where the process that holds it is gone, what the steps did stands."""
+    try:
+        cached = cached_steps(display.results)
+        tracking.finish_pipeline_run(key, status, {"rankone.cached_steps": cached}, wait=False)
+    except tracking.TrackingError as error:
+        display.console.print(f"\nMind: MLflow was not told how the run ended, and shows it as running. {error}")
+
+
 def with_source(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values with absolute paths and a fingerprint of what lies at the location: the cache sees the data change."""
+    """The values with absolute paths and fingerprints of what lies there: the cache sees data and files change."""
     from operations.parameters import all_knobs
 
     knobs = all_knobs()
     source = values.get("source", knobs["source"].default)
     location = str(values.get("location", knobs["location"].default))
     if location and "://" not in location:
-        location = str(Path(location).expanduser().resolve())
+        location = str(expanded(location).resolve())
     files = {name: absolute(str(values[name])) for name in PATHS if name in values}
-    return {**values, **files, "location": location, "source_fingerprint": source_fingerprint(source, location)}
+    prints = {FINGERPRINTED[name]: named_fingerprint(text) for name, text in files.items() if name in FINGERPRINTED}
+    prints = {name: text for name, text in prints.items() if text}
+    of_source = {"location": location, "source_fingerprint": source_fingerprint(source, location)}
+    return {**values, **files, **prints, **of_source}
 
 
 def refuse_missing_files(values: Mapping[str, Any]) -> None:
@@ -147,10 +160,10 @@ def refuse_missing_files(values: Mapping[str, Any]) -> None:
         ValueError: names the parameter and what is not there.
     """
     weights = str(values.get("weights", ""))
-    if weights not in WORDS and not weights.startswith("s3://") and not Path(weights).expanduser().is_file():
+    if weights not in WORDS and not weights.startswith("s3://") and not expanded(weights).is_file():
         raise ValueError(f"weights names '{weights}', which is no file here; give none, imagenet, a path or s3://.")
     for folder in filter(None, map(str.strip, str(values.get("further_datasets", "")).split(","))):
-        if not Path(folder).expanduser().is_dir():
+        if not expanded(folder).is_dir():
             raise ValueError(
                 f"further_datasets names '{folder}', which is no folder here; give folders that prepare_data wrote, "
                 "separated by commas."
@@ -160,12 +173,27 @@ def refuse_missing_files(values: Mapping[str, Any]) -> None:
 def absolute(texts: str) -> str:
     """Paths, separated by commas, with those that exist made absolute: a container has another current folder."""
     parts = [part.strip() for part in texts.split(",")]
-    return ",".join(str(Path(part).expanduser().resolve()) if is_here(part) else part for part in parts)
+    return ",".join(str(expanded(part).resolve()) if is_here(part) else part for part in parts)
 
 
 def is_here(text: str) -> bool:
     """Whether a value names a file or folder of this machine."""
-    return text not in WORDS and Path(text).expanduser().exists()
+    return text not in WORDS and expanded(text).exists()
+
+
+def expanded(text: str) -> Path:
+    """A path, with the home folder in place of the ~ that it begins with.
+
+    Raises:
+        ValueError: this machine knows no such home folder.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ValueError(
+            f"'{text}' begins with '{Path(text).parts[0]}', a home folder that this machine does not know; "
+            "give the whole path."
+        ) from None
 
 
 def refuse_what_images_lack(values: Mapping[str, Any]) -> None:

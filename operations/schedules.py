@@ -4,10 +4,10 @@ No server is asked here: `load_schedules` reads and checks the file, `compare` s
 that a cluster has.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import difflib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 
 from operations import parameters, profiles, recipes
 from operations.cron import Cron, parse_cron
-from operations.yaml_file import read_yaml
+from operations.yaml_file import as_text, read_yaml
 from retrieval.manifest import digest_of
 
 LATEST = "latest"
@@ -24,7 +24,12 @@ FORM = 1  # of what a digest is made of
 DIGITS_OF_A_DIGEST = 16
 RELEASE = "rankone-release"  # pipelines whose latest version schedules follow, one for each profile
 ALWAYS = {"skip_unchanged": True}  # parameters of every schedule, where the pipeline has them and nobody set them
-OF_A_MOMENT = ("source_fingerprint", "champion_fingerprint")  # parameters that hold for one run only
+OF_A_MOMENT = (  # parameters that hold for one run only
+    "source_fingerprint",
+    "champion_fingerprint",
+    "weights_fingerprint",
+    "further_fingerprint",
+)
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,48}[a-z0-9])?")
 OWNER = re.compile(r"[A-Za-z0-9][-A-Za-z0-9_.]{0,38}")
 MARK = re.compile(r"Kept by rankone schedule apply \(owner ([^ ,]+), digest ([0-9a-f]+)\)")
@@ -285,10 +290,11 @@ def next_times(
     """
     first = max(now, start) if start else now
     times = list[datetime.datetime]()
-    for time in cron.times_after(first) if cron else _steps(every or 1, first, start or since or now):
-        if (end and time > end) or len(times) == count:
-            break
-        times.append(time)
+    with contextlib.suppress(OverflowError):  # no time comes after the year 9999
+        for time in cron.times_after(first) if cron else _steps(every or 1, first, start or since or now):
+            if (end and time > end) or len(times) == count:
+                break
+            times.append(time)
     return times
 
 
@@ -385,11 +391,11 @@ def _parameters(profile: profiles.Profile, entry: Mapping[str, Any]) -> tuple[di
     known = profiles.settings_of(profile)
     for name, value in given.items():
         if value is None:
-            raise ValueError(f"the parameter {name} has no value; give one, or leave it out.")
+            raise ValueError(recipes.no_value(name))
         if name in OF_A_MOMENT:
             raise ValueError(f"{name} stands for one moment, and every run of a schedule would get the same; leave it.")
     settings = {
-        name: profiles.parse_setting(known[name], value if isinstance(value, str) else json.dumps(value))
+        name: profiles.parse_setting(known[name], as_text(name, value))
         for name, value in given.items()
         if name in known
     }
@@ -428,6 +434,8 @@ def _moment(key: str, value: Any) -> datetime.datetime:
     """A time of the file; one without a zone is in UTC."""
     try:
         moment = datetime.datetime.fromisoformat(value if isinstance(value, str) else value.isoformat())
+        return moment.astimezone(datetime.UTC) if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)
     except ValueError:
         raise ValueError(f"{key} is '{value}'; it is a time like 2026-12-01T06:00:00Z.") from None
-    return moment.astimezone(datetime.UTC) if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)
+    except OverflowError:
+        raise ValueError(f"{key} is '{value}'; in UTC it is not within the years 1 to 9999; give one within.") from None

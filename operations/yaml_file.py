@@ -1,7 +1,8 @@
 """Files that people write in YAML: recipes, profiles, schedules."""
 
+import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -20,6 +21,19 @@ def read_yaml(path: Path) -> Any:
         raise ValueError(f"{path} cannot be read: its byte {error.start + 1} is no UTF-8; save it as UTF-8.") from None
     except (yaml.YAMLError, ValueError) as error:  # a date that no calendar has is a ValueError
         raise ValueError(f"{path} cannot be read: {_problem(error)}; correct it there.") from None
+
+
+def as_text(key: str, value: Any) -> str:
+    """A value of a file as `-p key=value` would give it: a text as it is, all else as JSON.
+
+    Raises:
+        ValueError: it is or has in it what JSON lacks, like a date; names the key and that.
+    """
+
+    def refuse(part: Any) -> NoReturn:
+        raise ValueError(f"{key} has {part}, which YAML reads as a {type(part).__name__}; quote it.")
+
+    return value if isinstance(value, str) else json.dumps(value, default=refuse)
 
 
 class StrictLoader(yaml.SafeLoader):

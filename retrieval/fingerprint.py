@@ -5,6 +5,7 @@ Standard library only at import: whoever starts a pipeline calls it, without the
 
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 
 from retrieval.listing import (
     CIFAR100_FILES,
@@ -14,7 +15,7 @@ from retrieval.listing import (
     list_folder,
     parquet_files,
 )
-from retrieval.manifest import digest_of
+from retrieval.manifest import FILE_NAME, digest_of, file_digest
 from retrieval.object_store import Address, list_objects
 
 
@@ -31,6 +32,17 @@ def source_fingerprint(source: str, location: str) -> str:
     if source not in FINGERPRINTS:
         raise ValueError(f"Unknown source '{source}'; choose one of: {', '.join(FINGERPRINTS)}.")
     return digest_of([source, FINGERPRINTS[source](location)])
+
+
+def named_fingerprint(paths: str) -> str:
+    """sha256 of the files, and of the manifests of the folders, that are named, separated by commas; empty for none.
+
+    What is not there, or is in a bucket, counts by its name alone.
+    """
+    places = [Path(text.strip()) for text in paths.split(",") if text.strip()]
+    manifests = [place / FILE_NAME if place.is_dir() else place for place in places]
+    found = {str(place): file_digest(file) for place, file in zip(places, manifests, strict=True) if file.is_file()}
+    return digest_of(found) if found else ""
 
 
 def _digits(location: str) -> list[str]:

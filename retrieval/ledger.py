@@ -21,7 +21,8 @@ CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 PROMOTE, ROLLBACK, ADOPT, RESTORE = "promote", "rollback", "adopt", "restore"
 PROPOSE, WITHDRAW = "propose", "withdraw"
 ANY = -1  # as `against`: whatever the head is
-LONGEST_REASON = 2_000  # characters; MLflow cuts an entry of more than 6,000 and does not say so
+LONGEST_REASON = 2_000  # characters
+LONGEST_ENTRY = 6_000  # characters; MLflow cuts more and does not say so
 SECONDS_EXPLAINED = 900.0  # how long the mark of a process that stopped explains where the alias is
 DONE = "done"
 
@@ -291,7 +292,7 @@ def move(
     Raises:
         ConflictError: the head is another than `against`.
         AliasMovedError: somebody moved the alias by hand, and `overrule` was not given.
-        LedgerError: the reason is empty or too long.
+        LedgerError: the reason is empty or too long, or the whole entry is.
     """
     check_reason(why)
     while True:
@@ -300,13 +301,18 @@ def move(
             return Move(done, False, state.head, state.notice())
         if state.moved_by_hand and not overrule:
             raise AliasMovedError(f"{_capital(state.notice())} Nothing was moved.")
+        if state.version == to and not state.astray:  # another attempt for the same version may have been first
+            return Move(state.head, False, state.head)
         if against != ANY and state.version != against:
             raise ConflictError(_conflict(state, to, against))
-        if state.version == to and not state.astray:
-            return Move(state.head, False, state.head)
         found = state.found if state.astray else None
         number = len(state.history) + 1
         entry = Entry(number, action, state.version, to, key, by, why, at, report, compared_with, found)
+        if len(entry.text()) > LONGEST_ENTRY:
+            raise LedgerError(
+                f"The entry has {len(entry.text()):,} characters, and {LONGEST_ENTRY:,} can be kept; say shorter who "
+                f"moves it (RANKONE_BY, {len(by):,}) and why ({len(why):,})."
+            )
         if book.claim(place(alias, number), entry.text()):
             return Move(entry, True, finish(book, alias).head, state.notice())
 

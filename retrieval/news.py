@@ -1,12 +1,12 @@
 """What there is to say when a pipeline run has ended, found in its records, and how a message puts it."""
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from retrieval.manifest import digest_of
+from retrieval.redaction import without_credentials
 from retrieval.run_records import RunRecords, StepRecord
 
 FORMAT_VERSION = 1  # of the generic message
@@ -123,7 +123,7 @@ def news_of(key: str, records: RunRecords | None, ending: Ending, pipeline_page:
 
 def brief(text: str, most: int = LONGEST_REASON) -> str:
     """A text without the credentials of addresses in it, cut where it is too long; an error names itself at its end."""
-    plain = re.sub(r"(?<=://)[^/@\s]+@", "", text).strip()
+    plain = without_credentials(text).strip()
     return plain if len(plain) <= most else plain[: most // 2] + " ... " + plain[-(most // 2) :]
 
 

@@ -152,7 +152,7 @@ def history(name: str) -> History:
 
 def who() -> str:
     """Who moves an alias: RANKONE_BY, the pipeline run, or the user of this machine. MLflow records nobody."""
-    if given := os.environ.get("RANKONE_BY"):
+    if given := os.environ.get("RANKONE_BY", "").strip():
         return given
     if pipeline_run():
         return f"pipeline run {pipeline_run()}"

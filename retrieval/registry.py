@@ -262,9 +262,14 @@ def _registered_models() -> list[str]:
 
 
 def _versions_of(name: str) -> list[dict[str, Any]]:
-    query = f"name = '{name}'"
+    query = f"name = {_quoted(name)}"
     found = _all_pages(lambda token: client().search_model_versions(query, page_token=token))
     return [_described(version) for version in sorted(found, key=lambda found: -int(found.version))]
+
+
+def _quoted(name: str) -> str:
+    """A name in MLflow's filters, which know no escape; one that Rankone made holds no quotes, others may."""
+    return f'"{name}"' if "'" in name else f"'{name}'"
 
 
 def _all_pages(page: Callable[[str | None], Any]) -> Iterator[Any]:
@@ -413,7 +418,7 @@ def _make_registered_model(name: str) -> None:
 
 def _of_key(name: str, key: str) -> list[Any]:
     """Versions that hold the same model, lowest first."""
-    found = client().search_model_versions(f"name = '{name}' and tags.`{KEY}` = '{key}'")
+    found = client().search_model_versions(f"name = {_quoted(name)} and tags.`{KEY}` = '{key}'")
     return sorted(found, key=lambda found: int(found.version))
 
 
@@ -454,13 +459,13 @@ def _copy_version(name: str, number: int, into: str) -> dict[str, Any]:
     if not digest:
         raise ValueError(f"{name} version {number} was registered by hand, so that its files cannot be verified.")
     key = digest_of([into, digest])
-    _make_registered_model(into)
     if found := _of_key(into, key):
         return _described(found[0])
     origin = {"rankone.copied_from": f"models:/{name}/{number}", KEY: key}
     with tempfile.TemporaryDirectory() as temporary:
         folder = _download(name, number, Path(temporary))
         check_served_model(folder, digest)
+        _make_registered_model(into)  # only now: one without a version would be in the way of every command
         label = f"copy of {name} version {number}"
         run = client().create_run(experiment_of(into), tags={"rankone.kind": "copy"} | origin, run_name=label)
         logged = _new_logged_model(run.info.run_id)

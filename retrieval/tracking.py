@@ -26,6 +26,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from retrieval import tracking_process
 from retrieval.home import home
+from retrieval.redaction import without_credentials
 
 EXPERIMENT = "rankone"
 PIPELINE_RUN = "rankone.pipeline_run"  # tag that ties the runs of one pipeline run together
@@ -226,7 +227,8 @@ def perform(writer: "RunWriter", action: str, arguments: Mapping[str, Any]) -> A
             raise TrackingError(f"{server} does not answer; is MLFLOW_TRACKING_URI right?") from error
         named = "the store of MLFLOW_TRACKING_URI" if os.environ.get("MLFLOW_TRACKING_URI") else ""
         place = server or named or f"the embedded store in {home()}"
-        raise TrackingError(f"MLflow could not do '{action}' in {place}: {error}") from error
+        said = without_credentials(str(error))
+        raise TrackingError(f"MLflow could not do '{action}' in {place}: {said}") from error
 
 
 def server_address() -> str:
@@ -362,6 +364,8 @@ def embedded_store() -> str:
     place when it is whole.
     """
     database = home() / "mlflow.db"
+    if database.exists() and not (database.is_file() and os.access(database, os.R_OK | os.W_OK)):
+        raise ValueError(f"{database} is no file that this user may read and write; MLflow keeps its runs there.")
     if not database.exists():
         with (home() / "mlflow.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)

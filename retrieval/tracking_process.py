@@ -169,12 +169,14 @@ def serve(listener: socket.socket) -> None:
     with Server(listener) as server:
         accepting = threading.Thread(target=server.serve_forever, args=(0.05,))
         accepting.start()
-        with contextlib.suppress(TrackingError):  # the steps will hear of it
-            tracking.perform(tracking.RunWriter(), "run_id", {})
-            tracking.client()
-        sys.stdin.buffer.read()
-        server.shutdown()
-        accepting.join()
+        try:
+            with contextlib.suppress(Exception):  # whoever asks will hear of it
+                tracking.perform(tracking.RunWriter(), "run_id", {})
+                tracking.client()
+            sys.stdin.buffer.read()
+        finally:
+            server.shutdown()
+            accepting.join()
         while select.select([listener], [], [], 0)[0]:
             server.handle_request()
 

@@ -32,7 +32,7 @@ TORCH_FREE = {
     "registry",
 }
 TORCH_FREE |= {"ledger", "promotion", "comparison", "gate", "version_comparison"}
-TORCH_FREE |= {"announcement", "news", "run_records", "webhook"}
+TORCH_FREE |= {"announcement", "news", "redaction", "run_records", "webhook"}
 
 
 def imports_of(path: Path) -> set[str]:

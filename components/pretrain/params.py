@@ -24,6 +24,7 @@ class Params:
             mobilenet_v2 or squeezenet1_0.
         weights: what the classifier begins with: none (from scratch), imagenet (downloaded), the path of a file of
             weights, or s3://bucket/key.
+        weights_fingerprint: digest of that file, set by `rankone run` so that the step cache sees another one.
         backbone_image_size: height and width in pixels to which images are brought inside the network; 0 for as they
             are stored, or the least that leaves a map. Networks trained on ImageNet want 128 or more.
         backbone_depths: which feature maps are taken, counted from the end; 1 is the last, 2 the last one before the
@@ -47,6 +48,7 @@ class Params:
 
     classifier: str = "resnet18"
     weights: str = "none"
+    weights_fingerprint: str = ""
     backbone_image_size: int = 0
     backbone_depths: tuple[int, ...] = (1, 2, 3)
     pretrain_warmup_epochs: int = 1

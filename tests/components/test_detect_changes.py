@@ -55,6 +55,7 @@ DECISIVE = [
     "feature_dimension",
     "feature_power",
     "further_datasets",
+    "further_fingerprint",
     "gallery_queries",
     "image_size",
     "images_per_class",
@@ -106,6 +107,7 @@ DECISIVE = [
     "validation_fraction",
     "weight_decay",
     "weights",
+    "weights_fingerprint",
 ]  # every other parameter must be one of these: a decision for whoever adds a knob
 CLASSES = ("boot", "fish")
 

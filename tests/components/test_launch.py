@@ -2,6 +2,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from components.launch import (
     AGAIN,
+    LARGEST_WHOLE_NUMBER,
     SKIP,
     SKIPPED_FORMAT,
     SKIPPED_KIND,
@@ -71,11 +73,11 @@ def source(tmp_path: Path) -> Path:
 
 values = st.builds(
     Params,
-    epochs=st.integers(1, 2**53),
+    epochs=st.integers(1, LARGEST_WHOLE_NUMBER),
     rate=st.floats(allow_nan=False),
     name=st.text(),
     flag=st.booleans(),
-    channels=st.lists(st.integers()).map(tuple),
+    channels=st.lists(st.integers(-LARGEST_WHOLE_NUMBER, LARGEST_WHOLE_NUMBER)).map(tuple),
 )
 
 
@@ -111,6 +113,30 @@ def test_reads_what_kfp_writes(text: str, kind: type, value: object) -> None:
 def test_refuses_another_type_and_names_the_one_it_wants(text: str, kind: type, wanted: str) -> None:
     with pytest.raises(ValueError, match=f"knob is '{text}'; it must be {wanted}"):
         parse("knob", text, kind)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("9007199254740993", int),
+        ("-9007199254740993", int),
+        ("9_007_199_254_740_993", int),
+        ("9223372036854775808.0", int),
+        ("1e300", int),
+        ("[8, 9007199254740993]", tuple[int, ...]),
+    ],
+)
+def test_refuses_a_whole_number_that_kfp_would_hand_on_as_another(text: str, kind: type) -> None:
+    assert LARGEST_WHOLE_NUMBER == 9007199254740992
+    assert float(LARGEST_WHOLE_NUMBER) == float(LARGEST_WHOLE_NUMBER + 1)
+    message = f"^knob is '{re.escape(text)}'; .* floating point.* from -9007199254740992 to 9007199254740992"
+    with pytest.raises(ValueError, match=message):
+        parse("knob", text, kind)
+
+
+@pytest.mark.parametrize("number", [LARGEST_WHOLE_NUMBER, -LARGEST_WHOLE_NUMBER])
+def test_the_largest_whole_number_survives_kfp(number: int) -> None:
+    assert parse("knob", str(number), int) == parse("knob", str(float(number)), int) == number
 
 
 def test_an_unknown_option_lists_the_choices() -> None:

@@ -218,8 +218,19 @@ def test_an_address_where_nobody_is_and_none_at_all(stub: Stub, rankone, monkeyp
     assert "http://127.0.0.1:1 does not answer" in rankone("runs").err
     monkeypatch.setenv("RANKONE_KFP_HOST", "localhost:8080")
     assert "must begin with http:// or https://" in rankone("runs").err
+    monkeypatch.setenv("RANKONE_KFP_HOST", "http://ada:secret@127.0.0.1:1")
+    done = rankone("runs")
+    assert "RANKONE_KFP_HOST holds a user's name or a password" in done.err
+    assert "secret" not in done.err
     monkeypatch.delenv("RANKONE_KFP_HOST")
     assert "No Kubeflow Pipelines is named" in rankone("runs").err
+
+
+def test_a_token_of_several_words_is_refused_and_not_repeated(stub: Stub, rankone, monkeypatch) -> None:
+    monkeypatch.setenv("RANKONE_KFP_TOKEN", "secret\nother")
+    done = rankone("runs")
+    assert "RANKONE_KFP_TOKEN has white space in it" in done.err
+    assert "secret" not in done.err
 
 
 def test_runs_are_listed_newest_first_over_several_pages(stub: Stub, rankone) -> None:

@@ -131,6 +131,17 @@ def test_mlflow_that_answers_is_told_who_asks(mlflow: MLflow, monkeypatch: pytes
     assert mlflow.seen[-1] == "Bearer token"
 
 
+def test_a_password_in_mlflows_address_is_used_and_not_shown(mlflow: MLflow, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = os.environ["MLFLOW_TRACKING_URI"]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address.replace("://", "://ada:secret@"))
+    finding = doctor.examine_mlflow()
+    assert (finding.state, mlflow.seen[-1]) == (GOOD, "Basic YWRhOnNlY3JldA==")
+    assert "secret" not in finding.found
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ada:secret@127.0.0.1:1")
+    finding = doctor.examine_mlflow()
+    assert finding.found.startswith("http://127.0.0.1:1 does not answer")
+
+
 @pytest.mark.parametrize(
     ("status", "mend"), [(401, "MLFLOW_TRACKING_USERNAME"), (403, "--allowed-hosts"), (500, "server's log")]
 )

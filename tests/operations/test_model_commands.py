@@ -210,6 +210,26 @@ def test_files_that_were_altered_do_not_reach_production(model: str, make: Regis
     with pytest.raises(ValueError, match=r"weights\.safetensors was truncated or altered"):
         said("promote", "1", "--into", f"prod.{model}", "--reason", "x")
     assert client().search_model_versions(f"name = 'prod.{model}'") == []
+    assert not client().search_registered_models(f"name = 'prod.{model}'"), "one without a version is in the way"
+
+
+def test_nothing_is_copied_into_a_name_that_none_has_or_without_a_reason(model: str, make: Register) -> None:
+    make("one")
+    for into in ("", "it's prod", "-x "):
+        with pytest.raises(ValueError, match=f"--into is '{into}'; use letters"):
+            said("promote", "1", "--into", into, "--reason", "x")
+    with pytest.raises(ValueError, match="The reason is empty"):
+        said("promote", "1", "--into", f"prod.{model}", "--reason", " ")
+    assert not client().search_registered_models(f"name = 'prod.{model}'")
+    assert history(model).aliases == {}
+
+
+def test_a_model_of_others_with_a_quote_in_its_name_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "it's theirs"
+    client().create_registered_model(name)
+    client().create_model_version(name, "file:///nowhere")
+    monkeypatch.setattr(registry, "registered_models", lambda: [name])
+    assert [row["version"] for row in asked("models")["versions"]] == [1]
 
 
 def test_the_only_model_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,6 +241,13 @@ def test_the_only_model_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:
         models.the_model("boots")
     with pytest.raises(ValueError, match="There is no registered model 'boots'"):
         said("models", "--model", "boots")
+
+
+@pytest.mark.parametrize("command", ["models", "history", "promote 1 --reason x", "rollback --reason x"])
+def test_an_empty_name_is_not_the_only_model(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.setattr(registry, "registered_models", lambda: ["digits"])
+    with pytest.raises(ValueError, match="There is no registered model ''; there is: digits"):
+        said(*command.split(), "--model", "")
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,8 @@ def test_every_parameter_has_its_line_where_no_terminal_shows_them(monkeypatch) 
         ("accelerator_cuont=2", "'accelerator_cuont'; did you mean accelerator_count"),
         ("seed=many", "seed is 'many'; it must be a whole number\\.$"),
         ("dimension=nan", "dimension is 'nan'; it must be a whole number\\.$"),
+        ("seed=9007199254740993", "seed is '9007199254740993'; Kubeflow Pipelines keeps numbers as floating point"),
+        ("kernels=[3, 1e300, 3]", "kernels is '\\[3, 1e300, 3\\]'; Kubeflow Pipelines keeps numbers as floating point"),
         ("seed", "'seed' is no assignment; write -p name=value. `rankone parameters` lists all"),
     ],
 )
@@ -103,6 +105,30 @@ def test_a_recipe_file_of_ones_own(tmp_path) -> None:
     path.write_text("- seed\n")
     with pytest.raises(ValueError, match="is no recipe"):
         load_recipe(str(path))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("registered_model:", "mine.yaml: the parameter registered_model has no value; give one, or leave it out"),
+        ("dimension: null", "mine.yaml: the parameter dimension has no value; give one, or leave it out"),
+        ("kernels: [2026-01-01]", "kernels has 2026-01-01, which YAML reads as a date; quote it"),
+        ("registered_model: 2026-01-01", "registered_model has 2026-01-01, which YAML reads as a date; quote it"),
+        ("kernels: ['2026-01-01']", "kernels is '.*2026-01-01.*'; it must be a list like"),
+    ],
+)
+def test_a_line_of_a_recipe_that_is_not_what_is_meant_is_refused(tmp_path, line: str, message: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"{line}\n")
+    with pytest.raises(ValueError, match=message):
+        resolve(load_recipe(str(path)), [])
+
+
+def test_a_recipe_says_the_same_as_the_command_line(tmp_path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("force: true\nseed: 3\nalpha: .5\nkernels: [5, 3, 3]\nregistered_model: '2026-01-01'\n")
+    said = ["force=true", "seed=3", "alpha=0.5", "kernels=[5, 3, 3]", "registered_model=2026-01-01"]
+    assert resolve(load_recipe(str(path)), []) == resolve({}, said)
 
 
 @pytest.mark.parametrize("step", step_names())

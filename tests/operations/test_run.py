@@ -18,8 +18,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchvision.models import squeezenet1_0
 
+from operations.display import Display
 from operations.parameters import resolve
-from operations.run import refuse_missing_files, run_here
+from operations.run import PATHS, end_tracking, refuse_missing_files, run_here, with_source
+from retrieval import tracking
 from tests.digit_folder import write_digits
 
 STEPS = ["prepare_data", "detect_changes", "pretrain", "co_cluster", "finetune_metric", "finetune_softmax"]
@@ -378,6 +380,18 @@ def test_files_that_a_step_would_miss_are_refused_before_anything_runs(
     assert not (tmp_path / "home").exists()
 
 
+@pytest.mark.parametrize("name", PATHS)
+def test_a_home_folder_that_nobody_has_is_refused_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("RANKONE_HOME", str(tmp_path / "home"))
+    values = {"source": "folder", "location": str(tmp_path), name: "~nouser/photos"}
+    message = "'~nouser/photos' begins with '~nouser', a home folder that this machine does not know; give the whole"
+    with pytest.raises(ValueError, match=message):
+        run_here("folder", values)
+    assert not (tmp_path / "home").exists()
+
+
 def test_files_that_are_there_and_words_and_addresses_are_not_refused(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "weights.safetensors").touch()
     monkeypatch.chdir(tmp_path)
@@ -385,3 +399,24 @@ def test_files_that_are_there_and_words_and_addresses_are_not_refused(tmp_path: 
     for weights in ("none", "imagenet", "s3://bucket/key", "weights.safetensors", here):
         refuse_missing_files({"weights": weights, "further_datasets": ""})
     refuse_missing_files({"further_datasets": f"., {tmp_path}"})
+
+
+def test_a_file_of_another_content_under_the_same_name_is_another_value(tmp_path: Path) -> None:
+    weights = tmp_path / "weights.pth"
+    weights.write_bytes(b"first")
+    before = with_source({"weights": str(weights)})
+    assert with_source({"weights": str(weights)}) == before
+    weights.write_bytes(b"other")
+    assert with_source({"weights": str(weights)})["weights_fingerprint"] != before["weights_fingerprint"]
+    assert "weights_fingerprint" not in with_source({"weights": "imagenet"})
+
+
+def test_a_run_ends_as_its_steps_did_when_mlflow_is_gone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def gone(*_: object, **__: object) -> None:
+        raise tracking.TrackingError("The tracking process has ended")
+
+    monkeypatch.setattr(tracking, "finish_pipeline_run", gone)
+    display = Display(9, tmp_path)
+    with display.console.capture() as said:
+        end_tracking("key", "FINISHED", display)
+    assert "MLflow was not told how the run ended" in said.get()

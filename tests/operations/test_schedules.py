@@ -15,6 +15,7 @@ from operations.parameters import all_knobs
 from operations.schedules import Change, File, Live, compare, load_schedules, mark_of, next_times, read_mark
 
 UTC = datetime.UTC
+DAY = datetime.date(2026, 1, 1)  # as YAML reads 2026-01-01 without quotes
 NIGHTLY = {
     "name": "nightly",
     "cron": "0 3 * * *",
@@ -97,6 +98,16 @@ def test_an_interval_counts_from_its_start_or_from_when_it_was_made() -> None:
     assert next_times(parse_cron("0 3 * * *"), None, now, end=made) == []
 
 
+@pytest.mark.parametrize("when", [{"every": "1h"}, {"cron": "0 3 * * *"}])
+def test_no_time_comes_after_the_last_year_that_a_calendar_has(written, when: dict[str, str]) -> None:
+    entry = {"name": "nightly", **when, "start": "9999-12-31T02:30:00Z"}
+    (found,) = load_schedules(written(entry)).schedules
+    times = found.next_times(datetime.datetime(2026, 11, 25, tzinfo=UTC))
+    assert 0 < len(times) <= schedules.SHOWN_TIMES
+    (found,) = load_schedules(written({**entry, "start": "9999-12-31T23:59:00Z"})).schedules
+    assert found.next_times(datetime.datetime(2026, 11, 25, tzinfo=UTC)) == []
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -112,6 +123,10 @@ def test_an_interval_counts_from_its_start_or_from_when_it_was_made() -> None:
         ({"parameters": {"dimensions": 3}}, "There is no parameter 'dimensions'; did you mean dimension"),
         ({"parameters": {"dimension": "wide"}}, "dimension is 'wide'; it must be a whole number"),
         ({"parameters": {"dimension": None}}, "the parameter dimension has no value"),
+        ({"parameters": {"kernels": [DAY]}}, "nightly: kernels has 2026-01-01,.* quote it"),
+        ({"parameters": {"plain_node_selector": {"a": DAY}}}, "selector has 2026-01-01,.* quote it"),
+        ({"parameters": {"plain_tolerations": [{"key": DAY}]}}, "tolerations has 2026-01-01,.* quote it"),
+        ({"parameters": {"plain_memory": None}}, "the parameter plain_memory has no value; give one, or leave it out"),
         ({"parameters": {"accelerator_count": "2"}}, "accelerator_count is no parameter but a setting"),
         ({"parameters": {"plain_memory": "much"}}, "plain_memory is 'much'"),
         ({"parameters": {"source_fingerprint": "a"}}, "source_fingerprint stands for one moment"),
@@ -124,6 +139,8 @@ def test_an_interval_counts_from_its_start_or_from_when_it_was_made() -> None:
         ({"version": 123456789012}, "version is 123456789012; it must be a text. Quote it"),
         ({"version": " "}, "version is empty"),
         ({"start": "tomorrow"}, "start is 'tomorrow'; it is a time like"),
+        ({"start": "0001-01-01T00:00:00+14:00"}, "start is '0001-.*'; in UTC .* not within the years 1 to 9999; give"),
+        ({"end": "9999-12-31T23:59:59-10:00"}, "end is '9999-.*'; in UTC .* not within the years 1 to 9999; give"),
         ({"start": "2026-12-02", "end": "2026-12-01"}, "end is 2026-12-01T00:00:00Z, not after start"),
     ],
 )  # fmt: skip
@@ -152,6 +169,7 @@ def test_an_interval_is_told_in_its_largest_unit(seconds: int, text: str) -> Non
         ("schedules:\n- name: a\n  every: 1h\n  every: 2h", "the key 'every' is there twice"),
         ("schedules:\n- name: a\n  every: 1h\n  parameters: {seed: 1, seed: 2}", "the key 'seed' is there twice"),
         ("schedules:\n- name: a\n  every: 1s", "every is '1s'; it is like 90m, 6h or 2d"),
+        ("schedules:\n- {name: a, every: 1h, start: 0001-01-01T00:00:00+14:00}", "schedule a: start is '0001-01-01"),
         ("schedules:\n- name: a", "give cron or every"),
         ("schedules: [", "cannot be read"),
     ],

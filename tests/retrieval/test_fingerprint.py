@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from retrieval.fingerprint import FINGERPRINTS, source_fingerprint
+from retrieval.fingerprint import FINGERPRINTS, named_fingerprint, source_fingerprint
 from retrieval.sources import SOURCES
 
 
@@ -73,6 +73,26 @@ def test_parquet_sees_its_files_alone(tmp_path):
 def test_a_location_that_cannot_be_listed(source, location, message):
     with pytest.raises(ValueError, match=message):
         source_fingerprint(source, location)
+
+
+def test_a_named_file_is_known_by_its_content(tmp_path):
+    weights, data = tmp_path / "sq.pth", tmp_path / "data"
+    weights.write_bytes(b"first")
+    data.mkdir()
+    (data / "manifest.json").write_text("{}")
+    before = named_fingerprint(f"{weights}, {data}")
+    assert named_fingerprint(f"{weights},{data}") == before
+    weights.touch()
+    assert named_fingerprint(f"{weights},{data}") == before
+    weights.write_bytes(b"other")
+    changed = named_fingerprint(f"{weights},{data}")
+    (data / "manifest.json").write_text('{"a": 1}')
+    assert len({before, changed, named_fingerprint(f"{weights},{data}")}) == 3
+
+
+@pytest.mark.parametrize("paths", ["", "none", "imagenet", "s3://bucket/key", "/nowhere/at/all", " , "])
+def test_what_is_no_file_here_has_no_fingerprint(paths):
+    assert named_fingerprint(paths) == ""
 
 
 def test_every_source_has_one():

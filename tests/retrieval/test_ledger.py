@@ -270,6 +270,23 @@ def test_a_candidate_that_was_compared_with_another_champion_is_refused() -> Non
     assert book.now == {CHAMPION: 1}
 
 
+def test_who_wants_what_has_come_to_be_meanwhile_has_nothing_to_move() -> None:
+    """Two runs that make the same model at once: neither was refused anything."""
+    book = Memory()
+    first = promoted(book, 1, "run 1", against=None)
+    second = promoted(book, 1, "run 2", against=None)
+    assert (second.made, second.entry) == (False, first.entry)
+    assert book.now == {CHAMPION: 1}
+
+
+def test_an_entry_that_could_not_be_kept_whole_is_refused() -> None:
+    book = Memory()
+    with pytest.raises(LedgerError, match=r"6,000 can be kept; say shorter who moves it \(RANKONE_BY, 7,000\)"):
+        ledger.move(book, CHAMPION, 1, PROMOTE, "key", "x" * 7_000, "It is better.", "2026-11-25T00:00:00Z")
+    assert book.now == {}
+    assert not look(book, CHAMPION).history
+
+
 def test_an_alias_from_before_the_ledger_is_its_first_entry() -> None:
     book = Memory()
     book.now[CHAMPION] = 4

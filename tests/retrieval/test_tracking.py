@@ -1,6 +1,7 @@
 import dataclasses
 import math
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -223,6 +224,41 @@ def test_a_store_is_there_once_it_was_made_or_named(tmp_path: Path, monkeypatch:
     (tmp_path / "mlflow.db").unlink()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     assert tracking.has_store()
+
+
+def test_a_store_that_is_no_file_of_ours_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANKONE_HOME", str(tmp_path))
+    (tmp_path / "mlflow.db").mkdir()
+    with pytest.raises(ValueError, match=r"mlflow\.db is no file that this user may read and write"):
+        tracking.embedded_store()
+
+
+def test_an_error_is_told_without_the_password_of_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(**_: object) -> None:
+        raise RuntimeError("API request to http://ada:secret@host/api failed")
+
+    monkeypatch.setattr(tracking, "_actions", lambda _: {"run_id": refuses})
+    with pytest.raises(TrackingError, match="API request to http://host/api failed"):
+        tracking.perform(tracking.RunWriter(), "run_id", {})
+
+
+def test_the_process_ends_where_mlflow_cannot_be_opened(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_text("no database, but long enough to be looked at as one")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(tmp_path / "socket"))
+    listener.listen()
+    with listener:
+        command = [sys.executable, "-m", "retrieval.tracking_process", str(listener.fileno())]
+        environment = os.environ | {"RANKONE_HOME": str(tmp_path)}
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, pass_fds=[listener.fileno()], env=environment, cwd=ROOT
+        )
+    assert process.stdin is not None
+    process.stdin.close()
+    try:
+        assert process.wait(100) == 0
+    finally:
+        process.kill()
 
 
 def test_another_server_is_used_when_named(mlflow_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
