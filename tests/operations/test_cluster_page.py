@@ -72,7 +72,7 @@ def test_every_command_of_the_page_for_rankone_does_what_it_says(
     first, second = stub.runs.values()
     assert first["runtime_config"]["parameters"]["location"] == "s3://images/photos"
     assert (first["service_account"], first["state"]) == ("rankone", "SUCCEEDED")
-    assert second["runtime_config"]["parameters"]["accelerator_count"] == "2"
+    assert second["runtime_config"]["parameters"]["accelerated_memory"] == "48Gi"
     kinds = [document["kind"] for document in yaml.safe_load_all((place / "build" / "resources.yaml").read_text())]
     assert kinds == ["Pipeline", "PipelineVersion"]
 
