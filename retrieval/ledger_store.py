@@ -12,6 +12,11 @@ from retrieval.tracking import artifact_location, client, error_code, tracking_u
 
 EXPERIMENT = "rankone-ledger"
 KIND = "rankone.kind"
+MADE_AT_ONCE = (  # what SQLite, PostgreSQL and MySQL say to the later of two who make an alias: MLflow looks, then adds
+    "UNIQUE constraint failed",
+    "duplicate key value",
+    "Duplicate entry",
+)
 NOTE = "Every move of the aliases of {name}, written once each. It is the audit trail of production: do not delete it."
 
 
@@ -60,7 +65,12 @@ class Ledger:
             MissingVersionError: there is no such version.
         """
         try:
-            client().set_registered_model_alias(self._name, alias, str(version))
+            try:
+                client().set_registered_model_alias(self._name, alias, str(version))
+            except Exception as error:
+                if not any(text in str(error) for text in MADE_AT_ONCE):
+                    raise
+                client().set_registered_model_alias(self._name, alias, str(version))  # now it is there to be moved
         except Exception as error:
             if error_code(error) != "RESOURCE_DOES_NOT_EXIST":
                 raise

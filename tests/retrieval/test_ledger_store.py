@@ -156,3 +156,25 @@ def test_who_is_never_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     assert promotion.who() == "pipeline run r1"
     monkeypatch.setenv("RANKONE_BY", "Ada")
     assert promotion.who() == "Ada"
+
+
+def test_an_alias_that_two_make_at_once_is_moved_by_the_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow looks whether the alias is there and adds it else; between the two another may have added it."""
+    client().create_registered_model("at once")
+    for _ in range(2):
+        client().create_model_version("at once", "file:///nowhere")
+    asked = []
+
+    class Late:
+        def set_registered_model_alias(self, name: str, alias: str, version: str) -> None:
+            asked.append(version)
+            if len(asked) == 1:
+                client().set_registered_model_alias(name, alias, "1")
+                raise RuntimeError("(sqlite3.IntegrityError) UNIQUE constraint failed: registered_model_aliases.name")
+            client().set_registered_model_alias(name, alias, version)
+
+    with monkeypatch.context() as late:
+        late.setattr(ledger_store, "client", Late)
+        Ledger("at once").set_alias("champion", 2)
+    assert asked == ["2", "2"]
+    assert Ledger("at once").aliases() == {"champion": 2}
