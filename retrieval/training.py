@@ -141,9 +141,9 @@ def fit(
     Under torchrun each process takes its share of every batch, outputs are gathered, and every process computes the
     loss of the whole batch. Inside an epoch the loop waits for the device once in SECONDS_BETWEEN_READS, to read
     losses; those that list their pairs wait for it at every step.
-    The same seed gives the same weights on the same machine; the global random state is left as it was. So it is when a
-    training is stopped at any moment and called again with the same checkpoint: it goes on at the state kept last, and
-    on a CPU ends with the weights, bit for bit, of one that was not stopped.
+    The same seed gives the same weights on the same machine, on a CPU bit for bit (a GPU may add up a gradient in
+    another order); the global random state is left as it was. So it is when a training is stopped at any moment and
+    called again with the same checkpoint: it goes on at the state kept last.
 
     Args:
         network: forward(images (b, 3, h, w) float in [0, 1], channels last) -> (b, d), run in bfloat16 if it is fast.
