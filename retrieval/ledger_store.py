@@ -12,11 +12,7 @@ from retrieval.tracking import artifact_location, client, error_code, tracking_u
 
 EXPERIMENT = "rankone-ledger"
 KIND = "rankone.kind"
-MADE_AT_ONCE = (  # what SQLite, PostgreSQL and MySQL say to the later of two who make an alias: MLflow looks, then adds
-    "UNIQUE constraint failed",
-    "duplicate key value",
-    "Duplicate entry",
-)
+MADE_AT_ONCE = ("UNIQUE constraint failed", "duplicate key value", "Duplicate entry")  # SQLite, PostgreSQL, MySQL
 NOTE = "Every move of the aliases of {name}, written once each. It is the audit trail of production: do not delete it."
 
 
@@ -65,12 +61,7 @@ class Ledger:
             MissingVersionError: there is no such version.
         """
         try:
-            try:
-                client().set_registered_model_alias(self._name, alias, str(version))
-            except Exception as error:
-                if not any(text in str(error) for text in MADE_AT_ONCE):
-                    raise
-                client().set_registered_model_alias(self._name, alias, str(version))  # now it is there to be moved
+            _add_or_move(self._name, alias, str(version))
         except Exception as error:
             if error_code(error) != "RESOURCE_DOES_NOT_EXIST":
                 raise
@@ -82,6 +73,16 @@ class Ledger:
     def delete_alias(self, alias: str) -> None:
         """Remove an alias, if it is there."""
         client().delete_registered_model_alias(self._name, alias)
+
+
+def _add_or_move(name: str, alias: str, version: str) -> None:
+    """Set an alias: MLflow looks for it, then adds or moves it, and another process may have added it in between."""
+    try:
+        client().set_registered_model_alias(name, alias, version)
+    except Exception as error:
+        if not any(text in str(error) for text in MADE_AT_ONCE):
+            raise
+        client().set_registered_model_alias(name, alias, version)
 
 
 def ledger_run(name: str) -> str:
