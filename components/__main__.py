@@ -2,11 +2,13 @@
 
 `python -m components.pretrain.step` with the same options is the same. This one looks at the plan first: a step that is
 told to do nothing imports nothing, so that a run which is skipped takes no time to load PyTorch.
+`python -m components pretrain --help` lists the options of a step.
 
 Standard library only: every image carries this file.
 """
 
 import ast
+import dataclasses
 import importlib
 import inspect
 import runpy
@@ -14,10 +16,18 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from components.launch import PLAN, SKIP, InputPath, OutputPath, Outputs, launch
+from components.launch import PLAN, SKIP, InputPath, OutputPath, Outputs, launch, text_of
 
 STEPS = Path(__file__).parent
 PATHS = {"InputPath": InputPath, "OutputPath": OutputPath}
+HELP = {"-h", "--help"}
+OPTIONS = {  # how an argument of a step is written, by its annotation
+    "InputPath": "{name}=PATH (read)",
+    "OutputPath": "{name}=PATH (written)",
+    "InputText": "{name}=TEXT (optional)",
+    "OutputText": "{name}=PATH (written, a text)",
+    "PipelineParameters": "run.NAME=TEXT ... (parameters of the pipeline run)",
+}
 
 
 def main(arguments: list[str]) -> None:
@@ -28,18 +38,35 @@ def main(arguments: list[str]) -> None:
     """
     known = sorted(path.parent.name for path in STEPS.glob("*/step.py"))
     if not arguments or arguments[0] not in known:
+        usage = f"python -m components STEP --name=value ..., where STEP is one of: {', '.join(known)}"
+        if arguments and arguments[0] in HELP:
+            print(f"{usage}. STEP --help lists the options of one.")
+            return
         given = f"'{arguments[0]}' is no step" if arguments else "No step is named"
-        sys.exit(
-            f"{given}; write python -m components STEP --name=value ..., where STEP is one of: {', '.join(known)}."
-        )
+        sys.exit(f"{given}; write {usage}.")
     step, options = arguments[0], arguments[1:]
     declared = declared_arguments(step)
-    if PLAN not in declared and any(option.startswith(f"--{PLAN}={SKIP}") for option in options):
+    if HELP & set(options):
+        print("\n".join([f"python -m components {step} --name=value ...", "", *option_lines(step, declared)]))
+    elif PLAN not in declared and any(option.startswith(f"--{PLAN}={SKIP}") for option in options):
         params = importlib.import_module(f"components.{step}.params").Params
         launch(without_work(step, declared), params, arguments=options)
     else:
         sys.argv[1:] = options
         runpy.run_module(f"components.{step}.step", run_name="__main__", alter_sys=True)
+
+
+def option_lines(step: str, declared: dict[str, str]) -> list[str]:
+    """A line for every option of a step: its artifacts and texts, then its knobs with their defaults."""
+    options = [f"  --{OPTIONS[kind].format(name=name)}" for name, kind in declared.items() if kind in OPTIONS]
+    knobs = dataclasses.fields(importlib.import_module(f"components.{step}.params").Params)
+    return [
+        *options,
+        "",
+        *(f"  --{knob.name}={text_of(knob.default)}" for knob in knobs),
+        "",
+        "Knobs are shown with their defaults; `rankone parameters` says what each does.",
+    ]
 
 
 def declared_arguments(step: str) -> dict[str, str]:

@@ -30,6 +30,7 @@ RESERVED = {"executor-input", "pipeline-run", "pipeline-task"}  # options of the
 PARAMETER = "run."  # begins the options that are parameters of the pipeline and no knobs of the step
 PLAN, TRAIN, AGAIN, SKIP = "plan", "train", "train again: ", "skip: "  # the option; how its value is or begins
 LARGEST_WHOLE_NUMBER = 2**53  # up to which floating point holds every whole number
+LISTED = "python -m components STEP --help lists the options of a step"
 SKIPPED_KIND, SKIPPED_FORMAT = "skipped", 1  # of the folders that stand for what was not made
 SKIPPED_PAGE = """<!doctype html>
 <meta charset="utf-8"><meta name="color-scheme" content="light dark"><title>Skipped</title>
@@ -203,12 +204,12 @@ def _options(arguments: list[str]) -> dict[str, str]:
     remaining = iter(arguments)
     for argument in remaining:
         if not argument.startswith("--"):
-            raise ValueError(f"'{argument}' stands alone; write every option as --name=value.")
+            raise ValueError(f"'{argument}' stands alone; write every option as --name=value; {LISTED}.")
         name, equals, text = argument[2:].partition("=")
         if not equals and name in RESERVED:
             text = next(remaining, "null")
         elif not equals:
-            raise ValueError(f"Option '--{name}' has no value; write --{name}=value.")
+            raise ValueError(f"Option '--{name}' has no value; write --{name}=value; {LISTED}.")
         if name in options:
             raise ValueError(f"Option '--{name}' is given twice.")
         options[name] = text

@@ -1,7 +1,9 @@
 """The program that starts a step: the right one, and with nothing to do none."""
 
+import dataclasses
 import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from components.__main__ import declared_arguments, without_work
-from components.launch import PLAN, SKIP, artifact_arguments, text_arguments
+from components.launch import PLAN, SKIP, PipelineParameters, artifact_arguments, text_arguments, text_of
 
 ROOT = Path(__file__).parent.parent.parent
 STEPS = sorted(path.parent.name for path in (ROOT / "components").glob("*/step.py"))
@@ -75,6 +77,26 @@ def test_a_step_that_asks_for_the_plan_itself_is_run() -> None:
     assert done.returncode == 1
     assert "promote: No path for '" in done.stderr
     assert "components.promote.params" in imported(done)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_help_lists_every_option_of_a_step_and_loads_nothing(step: str) -> None:
+    done = components(step, "--seed=3", "--help")
+    assert done.returncode == 0, done.stderr
+    assert not {name.partition(".")[0] for name in imported(done)} & {"numpy", "torch", "mlflow", "retrieval"}
+    listed = dict(re.findall(r"^  --([\w.]+)=(.*)$", done.stdout, re.MULTILINE))
+    function = getattr(importlib.import_module(f"components.{step}.step"), step)
+    params = importlib.import_module(f"components.{step}.params").Params
+    knobs = {knob.name: text_of(knob.default) for knob in dataclasses.fields(params)}
+    texts = {"run.NAME" if kind is PipelineParameters else name for name, kind in text_arguments(function).items()}
+    assert set(listed) == {*knobs, *artifact_arguments(function), *texts}
+    assert {name: listed[name] for name in knobs} == knobs
+
+
+def test_help_without_a_step_lists_the_steps() -> None:
+    done = components("--help")
+    assert done.returncode == 0, done.stderr
+    assert all(step in done.stdout for step in STEPS)
 
 
 @pytest.mark.parametrize(
