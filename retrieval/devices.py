@@ -67,7 +67,8 @@ def autocast(device: torch.device) -> AbstractContextManager[object]:
 
 def describe(device: torch.device) -> str:
     """The device in words, for a log: what it is and what it computes in, e.g. "cpu with 2 threads, float32"."""
-    cpu = f"cpu with {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    cpu = f"cpu with {threads} thread{'s' if threads > 1 else ''}"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
     return f"{name}, {'bfloat16' if has_fast_bfloat16(device) else 'float32'}"
 

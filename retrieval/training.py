@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from retrieval import distributed
 from retrieval.augmentation import Augmentation
 from retrieval.checkpoints import Checkpoint, State
+from retrieval.crowding import Crowding
 from retrieval.devices import autocast
 from retrieval.image_batches import ImageBatches
 from retrieval.progress import Progress
@@ -426,6 +427,7 @@ class _Losses:
         stream = sys.stdout if distributed.is_first() else io.StringIO()
         self._progress = Progress(name, total=schedule.epochs * steps * images, unit="images", stream=stream)
         self._last_read = time.monotonic()
+        self._crowding = Crowding(device)
 
     def add(self, loss: Tensor) -> None:
         self._losses[self._done] = loss
@@ -476,6 +478,8 @@ class _Losses:
         )
         self._progress.advance((self._done - self._read_to) * self._images, loss=float(recent.mean()))
         self._read_to, self._last_read = self._done, time.monotonic()
+        if remark := self._crowding.remark():
+            distributed.say(f"{self._name}: {remark}")
         return float(losses.double().mean())
 
 

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from retrieval import training
 from retrieval.augmentation import named_augmentation
+from retrieval.crowding import Crowding
 from retrieval.dataset import INDEX_SCHEMA, Dataset, save_dataset
 from retrieval.image_batches import ImageBatches
 from retrieval.losses import MetricObjective
@@ -231,6 +232,15 @@ def test_epochs_are_reported_and_shown(dataset: Dataset) -> None:
     assert told[1][1] == history.epochs[1]
     assert set(told[0][1]) == {"loss", "learning_rate", "images_per_second"}
     assert "test: epoch 2 of 2, step 3 of 3: 96 of 96 images, loss" in shown.getvalue()
+
+
+def test_what_is_remarked_of_the_processors_is_shown_beside_the_progress(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Crowding, "remark", lambda _: "2 threads were given 0.6 processors")
+    with redirect_stdout(io.StringIO()) as shown:
+        train(dataset)
+    assert "\ntest: 2 threads were given 0.6 processors\n" in shown.getvalue()
 
 
 class Records(ByLabel):
