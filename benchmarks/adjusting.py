@@ -87,7 +87,7 @@ def adjusted_features(teacher: Teacher, fitted: CoClustering) -> Tensor:
     (grouping,) = weighted_groupings(
         lambda: iter([(teacher.features, fitted.row_clusters)]),
         fitted.clusters,
-        fitted.assign(teacher.held_out),
+        fitted.cluster_map.assign(teacher.held_out),
         ones,
         gammas=(0.0,),
     )
@@ -100,7 +100,7 @@ def compare_blocks(teacher: Teacher, fitted: CoClustering, seed: int) -> None:
     """R@1 of the validation images' features by way and gamma, at the best strength of each and at none."""
     train = teacher.features
     control = spherical_k_means(train, fitted.clusters, seed)
-    of_images = {CO_CLUSTERING: fitted.assign, K_MEANS: control.assign}
+    of_images = {CO_CLUSTERING: fitted.cluster_map.assign, K_MEANS: control.assign}
     numbers = len(np.unique(fitted.dimension_clusters[fitted.dimension_clusters >= 0]))
     of_dimensions = {CO_CLUSTERING: fitted.dimension_clusters, K_MEANS: k_means_blocks(train, numbers, seed)}
     groupings = {}

@@ -40,7 +40,7 @@ def save_clusters(
     made_from: Mapping[str, str],
     facts: Mapping[str, Any],
 ) -> Manifest:
-    """Write a clusters folder; pictures that lie there already become part of it.
+    """Write a clusters folder; the cluster map and pictures that lie there already become part of it.
 
     Args:
         folder: made when missing.

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from retrieval.k_means import KMeans, normalised, spherical_k_means
+from retrieval.cluster_map import ClusterMap
+from retrieval.k_means import normalised, spherical_k_means
 from retrieval.nonnegative import NONNEGATIVE
-from retrieval.spectrum import LEAST_RANK, Spectrum, spectrum, sums
+from retrieval.spectrum import LEAST_RANK, spectrum, sums
 
 ROWS_PER_BATCH = 2_048  # with 2,048 features 16 MiB: up to 32 MiB malloc keeps pages instead of faulting new ones in
 CACHED_BYTES = 2**20  # of a batch that passes through many operations: each finds it in the cache
@@ -23,14 +24,12 @@ IMAGES_PER_CLUSTER = 100  # where classes are unknown; of CIFAR-100 about what f
 
 @dataclass(frozen=True)
 class CoClustering:
-    """Images and dimensions grouped together, and where further images belong.
+    """Images and dimensions grouped together.
 
     Attributes:
-        nonnegative: how features became a nonnegative matrix, a name of NONNEGATIVE.
-        spectrum: where rows and columns lie.
-        k_means: the groups, in the coordinates of the spectrum.
+        cluster_map: where images belong, fitted or new.
         why: how the number of clusters came about.
-        row_clusters: (rows,) int64 of the fitted images, in their order, as `assign` gives them.
+        row_clusters: (rows,) int64 of the fitted images, in their order, as the map assigns them.
         column_clusters: (columns,) int64, -1 for a column of zeros.
         dimension_clusters: (d,) int64; of a split dimension, the cluster of its half with the greater sum.
         rows: images that were fitted.
@@ -38,9 +37,7 @@ class CoClustering:
         zero_columns: columns that are zero in all of them.
     """
 
-    nonnegative: str
-    spectrum: Spectrum
-    k_means: KMeans
+    cluster_map: ClusterMap
     why: str
     row_clusters: np.ndarray
     column_clusters: np.ndarray
@@ -52,15 +49,7 @@ class CoClustering:
     @property
     def clusters(self) -> int:
         """How many clusters there are."""
-        return len(self.k_means.centres)
-
-    def matrix(self, features: np.ndarray) -> np.ndarray:
-        """The rows of A that features (b, d) are: (b, columns) float32, nonnegative."""
-        return NONNEGATIVE[self.nonnegative](normalised(features))
-
-    def assign(self, features: np.ndarray) -> np.ndarray:
-        """The cluster of each image, fitted or new: (b, d) -> (b,) int64; -1 for a row of zeros."""
-        return self.k_means.assign(self.spectrum.row_places(self.matrix(features)))
+        return len(self.cluster_map.k_means.centres)
 
 
 def co_cluster(
@@ -72,7 +61,9 @@ def co_cluster(
     nonnegative: str = "auto",
     products: str = "auto",
 ) -> CoClustering:
-    """Co-cluster some rows of a feature matrix; memory is columns^2 + a batch + k-means' sample, whatever their number.
+    """Co-cluster some rows of a feature matrix, in memory that does not grow with them: columns^2, a batch, a sample.
+
+    What is left of each row are the eight bytes of its cluster.
 
     Two passes over the rows: one adds up their products, one places them; a third where k-means saw only a part.
 
@@ -109,22 +100,21 @@ def co_cluster(
         clusters, why = choose_clusters(values, added.rows, classes)
     found = found.first(max(clusters - 1, 1))
 
-    def places_of(some: np.ndarray) -> list[np.ndarray]:
-        with threadpool_limits(1, "blas"):  # between small products other threads would only spin
-            return [found.row_places(batch) for batch in matrix_of(some)]
+    def placed(some: np.ndarray) -> Iterator[np.ndarray]:
+        return (found.row_places(batch) for batch in matrix_of(some))
 
     sample = sample_of(rows, clusters, seed)
-    places = np.concatenate([*places_of(sample), found.column_places])
+    with threadpool_limits(1, "blas"):  # between small products other threads would only spin
+        places = np.concatenate([*placed(sample), found.column_places])
     groups = spherical_k_means(places, clusters, seed)
-    of_all = [places[: len(sample)]] if len(sample) == len(rows) else places_of(rows)
-    row_clusters = np.concatenate([groups.assign(batch) for batch in of_all])
+    with threadpool_limits(1, "blas"):
+        of_all = [places[: len(sample)]] if len(sample) == len(rows) else placed(rows)
+        row_clusters = np.concatenate([groups.assign(batch) for batch in of_all])
     columns = groups.assign(found.column_places)
     halves = columns.reshape(-1, features.shape[1])  # (2, d) when split, else (1, d)
     heavier = np.argmax(added.columns.reshape(halves.shape), axis=0)
     return CoClustering(
-        nonnegative,
-        found,
-        groups,
+        ClusterMap(nonnegative, found, groups),
         why,
         row_clusters=row_clusters,
         column_clusters=columns,

@@ -11,6 +11,7 @@ from sklearn.metrics import normalized_mutual_info_score
 from components.co_cluster.params import Params
 from components.launch import InputPath, OutputPath, Outputs, launch
 from retrieval import co_clustering
+from retrieval.cluster_map import CLUSTER_MAP, ClusterMap
 from retrieval.cluster_pictures import block_matrix, cluster_sheet
 from retrieval.clusters import save_clusters
 from retrieval.co_clustering import CoClustering, batches_of, sample_of
@@ -57,7 +58,7 @@ def co_cluster(params: Params, dataset: InputPath, features: InputPath, clusters
         others = np.setdiff1d(everything, train)
         image_clusters = np.empty(len(values), np.int64)
         image_clusters[train] = fitted.row_clusters
-        image_clusters[others] = assigned_to(fitted, values, others)
+        image_clusters[others] = assigned_to(fitted.cluster_map, values, others)
         assigned = {CO_CLUSTERING: image_clusters, K_MEANS: assigned_to(control, values, everything)}
         blocks = {CO_CLUSTERING: fitted.dimension_clusters, K_MEANS: plain_blocks(values, train, fitted, params.seed)}
         groupings = {way: group(params, data, values, assigned[way], blocks[way]) for way in assigned}
@@ -68,6 +69,7 @@ def co_cluster(params: Params, dataset: InputPath, features: InputPath, clusters
         if params.labels == "given":
             described |= compare(image_clusters[train], data.labels[train])
         clusters.mkdir(parents=True, exist_ok=True)
+        fitted.cluster_map.save(clusters / CLUSTER_MAP)
         pictures = draw(clusters, fitted, data, values, image_clusters)
         targets = adjusted(values, adjustment, groupings, assigned)
         made_from = {"dataset": data.digest, "features": loaded.manifest.digest}
@@ -92,7 +94,7 @@ def plain_blocks(values: np.ndarray, train: np.ndarray, fitted: CoClustering, se
     return k_means_blocks(np.concatenate(list(batches_of(values, few_of(train)))), blocks, seed)
 
 
-def assigned_to(fitted: CoClustering | KMeans, values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def assigned_to(fitted: ClusterMap | KMeans, values: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """The clusters of some images: (rows,) int64."""
     return np.concatenate([*map(fitted.assign, batches_of(values, rows)), np.empty(0, np.int64)])
 
@@ -182,7 +184,7 @@ def describe(fitted: CoClustering, adjustment: Adjustment, seconds: float) -> di
         "block_gamma": adjustment.gamma,
         "adjusted_by": adjustment.by,
         **recalls,
-        "leading_singular_value": fitted.spectrum.leading_singular_value,
+        "leading_singular_value": fitted.cluster_map.spectrum.leading_singular_value,
         "zero_rows": fitted.zero_rows,
         "zero_columns": fitted.zero_columns,
         "seconds": round(seconds, 3),
@@ -207,7 +209,7 @@ def draw(
     """The block-ordered matrix and a sheet of images a cluster, as files of the artifact."""
     train = data.rows("train")
     shown = few_of(train)
-    matrix = fitted.matrix(np.concatenate(list(batches_of(values, shown))))
+    matrix = fitted.cluster_map.matrix(np.concatenate(list(batches_of(values, shown))))
     paths = [folder / "block_matrix.png", folder / "cluster_sheet.png"]
     block_matrix(matrix, image_clusters[shown], fitted.column_clusters, paths[0])
     cluster_sheet(data, train, image_clusters[train], paths[1])

@@ -8,6 +8,7 @@ from PIL import Image
 
 from components.co_cluster.params import Params
 from components.co_cluster.step import co_cluster, purity
+from retrieval.cluster_map import CLUSTER_MAP, ClusterMap
 from retrieval.clusters import Clusters, load_clusters
 from retrieval.dataset import INDEX_SCHEMA, Dataset, save_dataset
 from retrieval.features import load_features, save_features
@@ -68,6 +69,14 @@ def test_every_image_and_dimension_gets_its_cluster_and_every_image_its_target(t
     assert clusters.manifest.facts["adjusted_by_why"]
     features = load_features(tmp_path / "features")
     assert clusters.manifest.made_from["features"] == features.manifest.digest
+
+
+def test_the_map_in_the_artifact_places_every_image_where_the_step_did(tmp_path: Path) -> None:
+    features = features_of()
+    _, clusters = run(tmp_path, features, co_clusters=4)
+    kept = ClusterMap.load(tmp_path / "clusters" / CLUSTER_MAP)
+    assert kept.assign(features).tolist() == clusters.image_clusters.tolist()
+    assert CLUSTER_MAP in clusters.manifest.files
 
 
 def test_what_is_chosen_has_the_most_recall_on_validation(tmp_path: Path) -> None:

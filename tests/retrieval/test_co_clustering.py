@@ -1,4 +1,5 @@
 import tracemalloc
+from dataclasses import replace
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -12,6 +13,7 @@ from sklearn.cluster import SpectralCoclustering
 from sklearn.metrics import adjusted_rand_score
 
 from retrieval import co_clustering
+from retrieval.cluster_map import ClusterMap
 from retrieval.clusters import load_clusters, save_clusters
 from retrieval.co_clustering import CoClustering, choose_clusters, co_cluster
 from retrieval.k_means import normalised, spherical_k_means
@@ -139,6 +141,38 @@ def test_memory_does_not_grow_with_the_images(products: str) -> None:
     assert held_at_most(200) < 1.2 * held_at_most(5)
 
 
+def test_memory_for_placing_does_not_grow_with_the_images_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(co_clustering, "MOST_K_MEANS_ROWS", 2_000)
+    monkeypatch.setattr(co_clustering, "CACHED_BYTES", 2**14)
+    matrix = uneven(40_000, 16)
+
+    def held_at_most(rows: int) -> int:
+        few = matrix[:rows]
+        everything(few, clusters=8)
+        tracemalloc.start()
+        everything(few, clusters=8)
+        held = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return held - rows * (8 + 16)  # the numbers of all rows, and of their clusters: of batches, then together
+
+    assert held_at_most(40_000) < 1.2 * held_at_most(10_000)
+
+
+@pytest.mark.parametrize("columns", [600, 1_024])  # wide enough for products of float32
+def test_products_in_float32_turn_many_vectors_by_less_than_a_thousandth_of_a_degree(columns: int) -> None:
+    random = np.random.default_rng(0)
+    centres = random.standard_normal((100, columns))[random.integers(100, size=6_000)]
+    matrix = np.sqrt(normalised(np.maximum(0.5 * centres + random.standard_normal(centres.shape), 0)))
+    weights = matrix.sum(0, dtype=np.float64)[:, None] ** 0.5
+    exact = matrix / np.sqrt(matrix.sum(1, dtype=np.float64))[:, None] / weights.T
+    values, right = np.linalg.eigh(exact.T @ exact)
+    values, right = values[::-1] ** 0.5, right[:, ::-1]
+    cut = 60 + int(np.argmax(values[60:100] - values[61:101]))  # where the next singular value is far
+    found = spectrum(sums([matrix], "float32"), cut)
+    apart = degrees(found.column_coordinates * weights, right[:, 1 : cut + 1])
+    assert 1e-7 < apart < 0.001, "0 would be another product"
+
+
 def test_disconnected_blocks_keep_the_trivial_vector_apart() -> None:
     matrix, rows, _ = blocks(clusters=4, background=0)
     found = spectrum(sums([matrix]), 3)
@@ -193,8 +227,8 @@ def test_rows_and_columns_of_zeros_are_counted_and_belong_nowhere() -> None:
     matrix[7], matrix[:, 3] = 0, 0
     fitted = everything(matrix)
     assert (fitted.zero_rows, fitted.zero_columns) == (1, 1)
-    assert fitted.spectrum.leading_singular_value == pytest.approx(1, abs=1e-5)
-    assigned = fitted.assign(matrix)
+    assert fitted.cluster_map.spectrum.leading_singular_value == pytest.approx(1, abs=1e-5)
+    assigned = fitted.cluster_map.assign(matrix)
     assert np.flatnonzero(assigned == -1).tolist() == [7]
     assert np.flatnonzero(fitted.dimension_clusters == -1).tolist() == [3]
     kept = np.arange(len(rows)) != 7
@@ -205,13 +239,13 @@ def test_clear_blocks_give_the_clusters_of_scikit_learn() -> None:
     matrix, rows, columns = blocks(images=400, columns=96, background=0.002)
     peer = SpectralCoclustering(8, random_state=0).fit(NONNEGATIVE["root"](normalised(matrix)))
     fitted = everything(matrix)
-    assert adjusted_rand_score(peer.row_labels_, fitted.assign(matrix)) >= 0.99
+    assert adjusted_rand_score(peer.row_labels_, fitted.cluster_map.assign(matrix)) >= 0.99
     assert adjusted_rand_score(peer.column_labels_, fitted.dimension_clusters) >= 0.99
-    assert adjusted_rand_score(rows, fitted.assign(matrix)) == 1
+    assert adjusted_rand_score(rows, fitted.cluster_map.assign(matrix)) == 1
     assert adjusted_rand_score(columns, fitted.dimension_clusters) == 1
     for cluster in range(8):  # a row cluster and its column cluster carry the same number
         assert len(np.unique(np.concatenate([
-            fitted.assign(matrix)[rows == cluster], fitted.dimension_clusters[columns == cluster]
+            fitted.cluster_map.assign(matrix)[rows == cluster], fitted.dimension_clusters[columns == cluster]
         ]))) == 1  # fmt: skip
 
 
@@ -219,12 +253,16 @@ def test_clear_blocks_give_the_clusters_of_scikit_learn() -> None:
 def test_inertia_is_no_worse_than_scikit_learns(seed: int) -> None:
     matrix, _, _ = blocks(images=500, columns=60, clusters=10, background=0.5, seed=seed)
     fitted = everything(matrix, clusters=10)
-    made = fitted.matrix(matrix)
+    made = fitted.cluster_map.matrix(matrix)
     peer = SpectralCoclustering(10, random_state=seed).fit(made)
-    places = normalised(np.concatenate([fitted.spectrum.row_places(made), fitted.spectrum.column_places]))
+    places = normalised(
+        np.concatenate([fitted.cluster_map.spectrum.row_places(made), fitted.cluster_map.spectrum.column_places])
+    )
     theirs = np.concatenate([peer.row_labels_, peer.column_labels_])
-    assert inertia(places, fitted.k_means.assign(places)) <= inertia(places, theirs) * (1 + 1e-6)
-    assert fitted.k_means.inertia == pytest.approx(inertia(places, fitted.k_means.assign(places)), rel=1e-2)
+    assert inertia(places, fitted.cluster_map.k_means.assign(places)) <= inertia(places, theirs) * (1 + 1e-6)
+    assert fitted.cluster_map.k_means.inertia == pytest.approx(
+        inertia(places, fitted.cluster_map.k_means.assign(places)), rel=1e-2
+    )
 
 
 def inertia(places: np.ndarray, labels: np.ndarray) -> float:
@@ -240,8 +278,10 @@ def test_blind_to_the_order_of_rows() -> None:
     matrix, _, _ = blocks(background=0.1)
     order = np.random.default_rng(1).permutation(len(matrix))
     one, other = everything(matrix), everything(matrix[order])
-    np.testing.assert_allclose(one.spectrum.singular_values, other.spectrum.singular_values, rtol=1e-5)
-    assert adjusted_rand_score(one.assign(matrix), other.assign(matrix)) == 1
+    np.testing.assert_allclose(
+        one.cluster_map.spectrum.singular_values, other.cluster_map.spectrum.singular_values, rtol=1e-5
+    )
+    assert adjusted_rand_score(one.cluster_map.assign(matrix), other.cluster_map.assign(matrix)) == 1
 
 
 def test_the_map_of_new_images_gives_fitted_ones_their_own_coordinates() -> None:
@@ -272,8 +312,8 @@ def test_the_inner_product_of_places_is_the_association() -> None:
 def test_the_same_seed_gives_the_same_bytes() -> None:
     matrix = np.random.default_rng(0).standard_normal((300, 20)).astype(np.float32)
     one, other = everything(matrix, 12), everything(matrix, 12)
-    assert one.k_means.centres.tobytes() == other.k_means.centres.tobytes()
-    assert one.assign(matrix).tobytes() == other.assign(matrix).tobytes()
+    assert one.cluster_map.k_means.centres.tobytes() == other.cluster_map.k_means.centres.tobytes()
+    assert one.cluster_map.assign(matrix).tobytes() == other.cluster_map.assign(matrix).tobytes()
 
 
 def test_other_rows_do_not_influence_the_fit() -> None:
@@ -283,7 +323,7 @@ def test_other_rows_do_not_influence_the_fit() -> None:
     changed = matrix.copy()
     changed[1::2] = 1e6
     other = co_cluster(changed, train, 12, classes=3, seed=0)
-    assert one.assign(matrix).tobytes() == other.assign(matrix).tobytes()
+    assert one.cluster_map.assign(matrix).tobytes() == other.cluster_map.assign(matrix).tobytes()
 
 
 def test_only_a_bounded_sample_of_rows_goes_into_k_means(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,7 +336,7 @@ def test_only_a_bounded_sample_of_rows_goes_into_k_means(monkeypatch: pytest.Mon
     )
     fitted = everything(matrix)
     assert seen == [256 * 8 + 48]
-    assert adjusted_rand_score(rows, fitted.assign(matrix)) == 1
+    assert adjusted_rand_score(rows, fitted.cluster_map.assign(matrix)) == 1
 
 
 @pytest.mark.parametrize("name", NONNEGATIVE)
@@ -307,15 +347,15 @@ def test_every_way_to_nonnegative_is_nonnegative_and_fits(name: str) -> None:
     assert made.min() >= 0
     assert made.dtype == np.float32
     fitted = everything(features, 5, nonnegative=name)
-    assert fitted.nonnegative == name
+    assert fitted.cluster_map.nonnegative == name
     assert fitted.dimension_clusters.shape == (10,)
-    assert fitted.spectrum.leading_singular_value == pytest.approx(1, abs=1e-5)
+    assert fitted.cluster_map.spectrum.leading_singular_value == pytest.approx(1, abs=1e-5)
 
 
 def test_auto_splits_signed_features_and_takes_the_root_of_others() -> None:
     features = np.random.default_rng(0).standard_normal((100, 10)).astype(np.float32)
-    assert everything(features, 5).nonnegative == "split"
-    assert everything(np.abs(features), 5).nonnegative == "root"
+    assert everything(features, 5).cluster_map.nonnegative == "split"
+    assert everything(np.abs(features), 5).cluster_map.nonnegative == "root"
     np.testing.assert_array_equal(NONNEGATIVE["split"](np.array([[1.0, -2.0]])), [[1, 0, 0, 2]])
 
 
@@ -324,7 +364,7 @@ def test_a_split_dimension_belongs_to_the_cluster_of_its_heavier_half() -> None:
         -1, 1, 10, dtype=np.float32
     )
     fitted = everything(features, 4)
-    made = fitted.matrix(features)
+    made = fitted.cluster_map.matrix(features)
     for dimension in range(10):
         heavier = dimension + 10 * int(made[:, dimension + 10].sum() > made[:, dimension].sum())
         assert fitted.dimension_clusters[dimension] == fitted.column_clusters[heavier]
@@ -349,7 +389,7 @@ def test_blocks_without_any_noise_are_counted_too(classes: int) -> None:
     found = co_cluster(features, np.arange(200), clusters=0, classes=classes, seed=0)
     assert found.clusters == 5
     assert adjusted_rand_score(block, found.row_clusters) == 1
-    assert not found.spectrum.first(2).ends
+    assert not found.cluster_map.spectrum.first(2).ends
 
 
 def test_features_that_are_all_alike_are_refused() -> None:
@@ -393,7 +433,7 @@ def test_the_clusters_of_fitted_rows_are_those_they_are_assigned(monkeypatch: py
     monkeypatch.setattr(co_clustering, "ROWS_PER_BATCH", 700)
     rows = np.arange(3_000)
     fitted = co_cluster(matrix, rows, 8, classes=3, seed=0)
-    np.testing.assert_array_equal(fitted.row_clusters, fitted.assign(matrix))
+    np.testing.assert_array_equal(fitted.row_clusters, fitted.cluster_map.assign(matrix))
     assert fitted.row_clusters[5] == -1
 
 
@@ -410,6 +450,24 @@ def test_sums_are_plain_numbers() -> None:
     zero = Sums(np.zeros((2, 2)), np.zeros(2), 1, 1)
     assert (zero + zero).zero_rows == 2
     assert zero.zero_columns == 2
+
+
+def test_the_map_is_saved_and_places_new_images_as_the_fitted_ones(tmp_path: Path) -> None:
+    matrix, _, _ = blocks()
+    fitted = everything(matrix[:200])
+    path = tmp_path / "map.safetensors"
+    fitted.cluster_map.save(path)
+    loaded = ClusterMap.load(path)
+    np.testing.assert_array_equal(loaded.assign(matrix[:200]), fitted.row_clusters)
+    np.testing.assert_array_equal(loaded.assign(matrix), fitted.cluster_map.assign(matrix))
+    assert (loaded.spectrum.ends, loaded.nonnegative) == (fitted.cluster_map.spectrum.ends, "root")
+    assert loaded.k_means.inertia == fitted.cluster_map.k_means.inertia
+    replace(fitted.cluster_map, nonnegative="cube").save(path)
+    with pytest.raises(ValueError, match="makes features nonnegative by 'cube'; known: root, "):
+        ClusterMap.load(path)
+    path.write_bytes(b"a picture")
+    with pytest.raises(ValueError, match="holds no map of co-clusters"):
+        ClusterMap.load(path)
 
 
 def test_clusters_are_saved_and_loaded(tmp_path: Path) -> None:
