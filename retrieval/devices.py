@@ -58,6 +58,18 @@ def bfloat16_units() -> Iterator[None]:
         units.fp32_precision = before
 
 
+@contextmanager
+def bfloat16_summed_in_float32() -> Iterator[None]:
+    """A context in which CUDA adds up products of bfloat16 in float32 throughout, as a CPU does: the error is known."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_bf16_reduced_precision_reduction
+    matmul.allow_bf16_reduced_precision_reduction = False
+    try:
+        yield
+    finally:
+        matmul.allow_bf16_reduced_precision_reduction = before
+
+
 def autocast(device: torch.device) -> AbstractContextManager[object]:
     """A context in which networks compute in bfloat16, where the device does so in hardware; else in float32."""
     if has_fast_bfloat16(device):

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from retrieval.devices import has_fast_bfloat16
+from retrieval.devices import bfloat16_summed_in_float32, has_fast_bfloat16
 
 TIE = 1e-6  # similarities this close are equal; the lowest index goes first
 SPARE = 8  # candidates kept beyond k, so that most queries are proven at the first attempt
 SEGMENT = 256  # columns whose maximum the symmetric search looks at,
 SEGMENTS_KEPT = 8  # and how many segments it remembers for each row: enough for the error of bfloat16
 TILE = 512  # rows and columns of one product of it, a multiple of SEGMENT: it stays in the cache
+TILE_ON_CUDA = 8192  # there a product of so many is worth its start
 WRITTEN_IN_BFLOAT16 = 1.01 * 2.0**-7  # two scores, each rounded by at most 2^-8 of itself
 LONGEST_IN_BFLOAT16 = 2.0**32  # longer rows might leave the range of numbers
 EXACT_IS_CHEAPER = (
@@ -48,7 +49,7 @@ def nearest(
         exclude: (q,) int64, the gallery index that each query must not retrieve (itself), or -1 for none.
         queries_per_block: memory is queries_per_block * gallery_per_block scores, whatever the gallery, besides the
             result, one float64 norm a row and, where the symmetry is used, the best segments of each row, some 600
-            bytes. The result does not depend on it.
+            bytes, and on CUDA a tile of 8,192 x 8,192 scores. The result does not depend on it.
         gallery_per_block: see queries_per_block.
         normalise: False takes the rows as they are: similarity is then the inner product.
 
@@ -167,6 +168,7 @@ class _Search:
         self.rows, self.columns, self.k, self.exclude = rows, columns, k, exclude
         self.queries_per_block, self.gallery_per_block = queries_per_block, gallery_per_block
         self.kept = min(k + max(SPARE, k // 8), len(columns))
+        self.tile = TILE_ON_CUDA if exclude.device.type == "cuda" else TILE
         error = score_error(rows.values.shape[1], rows.values.device) * rows.longest * columns.longest
         self.window = TIE + 2 * error  # a score lower than the k-th by more than this cannot be an answer
         self.similarities = torch.empty(len(rows), k, dtype=torch.float64, device=exclude.device)
@@ -205,9 +207,9 @@ class _Search:
 
     def _nearest_other(self, everyone: Tensor) -> Tensor:
         """Answer every row by its nearest other row; returns the rows for which that proves nothing."""
-        on_cpu = self.exclude.device.type == "cpu"
-        if on_cpu and self.rows.longest <= LONGEST_IN_BFLOAT16 and has_fast_bfloat16(self.exclude.device):
-            unproven = self._by_symmetry(everyone, rounded=True)
+        if self.rows.longest <= LONGEST_IN_BFLOAT16 and has_fast_bfloat16(self.exclude.device):
+            with bfloat16_summed_in_float32():
+                unproven = self._by_symmetry(everyone, rounded=True)
             if 2 * len(unproven) < len(everyone):
                 blocks = unproven.split(self.queries_per_block) if len(unproven) else ()
                 return torch.cat([unproven[:0], *map(self._shortlist, blocks)])
@@ -232,11 +234,11 @@ class _Search:
             window = TIE + 2 * bfloat16_error(dimension, self.rows.residual(self.queries_per_block), longest)
             share = WRITTEN_IN_BFLOAT16
         # twice the rows: the largest maxima are merged half as often
-        edge, count = -(-2 * self.queries_per_block // SEGMENT) * SEGMENT, len(everyone)
+        edge, count = -(-max(2 * self.queries_per_block, self.tile) // SEGMENT) * SEGMENT, len(everyone)
         best = self.rows.tile(0, 0).new_full((count, SEGMENTS_KEPT), -torch.inf)
         segment = torch.zeros_like(best, dtype=torch.int64)
         kind = torch.bfloat16 if rounded else best.dtype
-        scores = best.new_empty(min(TILE, count) ** 2, dtype=kind)  # one for all tiles: fresh pages cost as much
+        scores = best.new_empty(min(self.tile, count) ** 2, dtype=kind)  # one for all tiles: fresh pages cost as much
         for top in range(0, count, edge):
             across, down = self._segment_maxima(top, min(top + edge, count), scores)
             _keep_largest(best, segment, top, across, top // SEGMENT)
@@ -266,19 +268,20 @@ class _Search:
         scores, lowest = _sortable(scores)
         across = scores.new_empty(bottom - top, -(-(count - top) // SEGMENT))
         down = scores.new_empty(count - bottom, -(-(bottom - top) // SEGMENT))
-        for left in range(top, count, TILE):
-            others = rows_of(left, left + TILE)
-            columns = slice((left - top) // SEGMENT, (left - top + TILE) // SEGMENT)
-            for upper in range(top, bottom, TILE):
-                queries = rows_of(upper, min(upper + TILE, bottom))
+        edge = self.tile
+        for left in range(top, count, edge):
+            others = rows_of(left, left + edge)
+            columns = slice((left - top) // SEGMENT, (left - top + edge) // SEGMENT)
+            for upper in range(top, bottom, edge):
+                queries = rows_of(upper, min(upper + edge, bottom))
                 tile = scores[: len(queries) * len(others)].view(len(queries), len(others))
                 torch.mm(queries, others.T, out=tile.view(queries.dtype))
                 if left < bottom:
                     tile.diagonal(upper - left).fill_(lowest)
-                across[upper - top : upper - top + TILE, columns] = _maxima(tile, 1, lowest)
-                if left + TILE > bottom:
-                    later = slice(max(left, bottom) - bottom, left - bottom + TILE)
-                    rows = slice((upper - top) // SEGMENT, (upper - top + TILE) // SEGMENT)
+                across[upper - top : upper - top + edge, columns] = _maxima(tile, 1, lowest)
+                if left + edge > bottom:
+                    later = slice(max(left, bottom) - bottom, left - bottom + edge)
+                    rows = slice((upper - top) // SEGMENT, (upper - top + edge) // SEGMENT)
                     down[later, rows] = _maxima(tile, 0, lowest)[max(bottom - left, 0) :]
         return _upper_bounds(across), _upper_bounds(down)
 

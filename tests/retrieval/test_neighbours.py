@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval import neighbours
+from retrieval.devices import bfloat16_summed_in_float32
 from retrieval.neighbours import TIE, bfloat16_error, nearest, ranked, score_error
 
 
@@ -80,7 +81,7 @@ def test_every_path_agrees_with_the_loop(kind, path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("block", "tile"), [(40, 48), (64, 32), (1024, 512)])
+@pytest.mark.parametrize(("block", "tile"), [(40, 48), (64, 32), (1024, 512), (16, 128)])
 @pytest.mark.parametrize("kept", [2, 8])
 def test_bfloat16_first_agrees_with_the_loop(kind, block, tile, kept, monkeypatch):
     """Rows that bfloat16 answers, and rows that it leaves to float32 and float64, in one set."""
@@ -135,6 +136,22 @@ def test_bfloat16_products_stay_within_the_proven_error(dimension, scale):
     bound = bfloat16_error(dimension, residual, scale)
     assert ((products - values @ values.T).abs() < bound + written).all()
     assert bound < 2**-6.9 * scale**2, "no looser than 2 units of bfloat16"
+
+
+def test_on_cuda_bfloat16_is_summed_in_float32_and_the_setting_put_back():
+    matmul = torch.backends.cuda.matmul
+    assert matmul.allow_bf16_reduced_precision_reduction
+    with bfloat16_summed_in_float32():
+        assert not matmul.allow_bf16_reduced_precision_reduction
+    assert matmul.allow_bf16_reduced_precision_reduction
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("kind", ["random", "clustered", "duplicates"])
+def test_on_cuda_the_neighbours_are_those_of_the_cpu(kind):
+    values, itself = draw(kind, 20_000, 64, seed=1), torch.arange(20_000)
+    there = values.cuda()
+    assert torch.equal(nearest(there, there, 1, itself.cuda())[1].cpu(), nearest(values, values, 1, itself)[1])
 
 
 def test_maxima_of_bfloat16_are_those_of_numbers_and_none_is_below_0():
