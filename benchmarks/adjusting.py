@@ -186,8 +186,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--blocks", action="store_true", help="compare weightings of feature blocks; trains nothing")
     parser.add_argument("--device", default="auto")
-    parser.set_defaults(source="cifar100", labels="fine", split="closed", image_size=32)
-    parser.set_defaults(test_fraction=0.0, validation_fraction=0.2)
+    parser.set_defaults(source="cifar100", labels="fine", split="closed", image_size=32, quarter_turns=False)
+    parser.set_defaults(test_fraction=0.0, validation_fraction=0.2, class_order="drawn", disjoint_by="class")
     arguments = parser.parse_args()
     arguments.images_per_class = arguments.images // CLASSES
     with tempfile.TemporaryDirectory() as folder:

@@ -100,6 +100,7 @@ class Trial:
         config = ModelConfig(dimension=dimension, image_size=self.data.image_size, mean=mean, std=std)
         network = build_network(config)
         objective = ByLabel(MetricObjective(loss, int(self.labels.max()) + 1, dimension))
+        diverged = ""
         with contextlib.redirect_stdout(io.StringIO()):
             try:
                 history = fit(
@@ -119,8 +120,10 @@ class Trial:
             except ValueError as error:
                 if "loss is" not in str(error) and "not finite" not in str(error):
                     raise
-                print(f"  {loss}, rate {rate:g}, d = {dimension}, seed {seed}: diverged", flush=True)
-                return 0.0
+                diverged = str(error)
+        if diverged:
+            print(f"  {loss}, rate {rate:g}, d = {dimension}, seed {seed}: counted as 0, for {diverged}", flush=True)
+            return 0.0
         if found is None:
             raise SystemExit("No two validation images share a class: nothing can be measured. Take more images.")
         seconds = time.perf_counter() - started

@@ -1,7 +1,7 @@
 """Spectral co-clustering: ours against scikit-learn's SpectralCoclustering, on the same array in one run.
 
-    python benchmarks/co_clustering.py --images 20000 --dimensions 512 --clusters 100
-    python benchmarks/co_clustering.py --features features.npy --labels labels.npy --clusters 100
+    python -m benchmarks.co_clustering --images 20000 --dimensions 512 --clusters 100
+    python -m benchmarks.co_clustering --features features.npy --labels labels.npy --clusters 100
 
 Each runs in a process of its own. CPU seconds are of all threads; memory is the most that was held beyond the data.
 Inertia is that of spherical k-means in our places, for both: the spread that rows and columns keep around their

@@ -11,8 +11,9 @@ Rows (--rows takes some of them, separated by commas):
 - squeezenet1_0, mobilenet_v2: frozen, average-pooled, images enlarged to 128 px; need --weights, a folder of
   torchvision's state dictionaries (mobilenet_v2*.pth, squeezenet1_0*.pth);
 - pretrain, co_cluster, finetune_metric, finetune_softmax: read from the artifacts of finished runs. --run names each
-  by its folder, or `latest`; several are several seeds of one setting. All rows are then measured on the first run's
-  dataset; without --run the set's own dataset is prepared, and the stages are left out.
+  by its folder, or `latest`; several are several seeds of one setting, each measured on its own dataset. All other
+  rows are then measured on the first run's; without --run the set's own dataset is prepared, and the stages are left
+  out.
 
 R@1 is measured on test images: among the other test images, and against the training images where they share classes.
 Accuracy is that of the nearest class mean of the training images ("mean"), or of the softmax layer the network was

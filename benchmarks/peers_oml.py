@@ -71,7 +71,7 @@ def train(folder: Path) -> dict[str, Any]:
     torch.manual_seed(settings["seed"])
     model = FourLayer(image_size=settings["size"], dimension=settings["dimension"])
     normal = [transforms.ToTensor(), transforms.Normalize(settings["mean"], settings["std"])]
-    moved = [transforms.RandomCrop(settings["size"], padding=4, padding_mode=settings["border"])]
+    moved = [transforms.RandomCrop(settings["size"], padding=settings["padding"], padding_mode=settings["border"])]
     moved += [transforms.RandomHorizontalFlip()] if settings["flip"] else []
     data = Labelled(*arrays(folder, "train"), transforms.Compose([*moved, *normal]))
     held = {s: Searched(*arrays(folder, s), transforms.Compose(normal)) for s in ("validation", "test")}

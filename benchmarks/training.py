@@ -29,7 +29,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
-from retrieval.augmentation import named_augmentation, to_unit
+from retrieval.augmentation import SHIFT, named_augmentation, to_unit
 from retrieval.dataset import INDEX_SCHEMA, Dataset, save_dataset
 from retrieval.devices import autocast, describe, pick_device
 from retrieval.image_batches import ImageBatches
@@ -109,7 +109,8 @@ class Pictures(torch.utils.data.Dataset):
     ) -> None:
         self.pictures = [Image.fromarray(image) for image in dataset.read(rows)]
         self.labels = labels
-        shifted = [transforms.RandomCrop(dataset.image_size, padding=4, padding_mode=border)]
+        padding = round(dataset.image_size * SHIFT)
+        shifted = [transforms.RandomCrop(dataset.image_size, padding=padding, padding_mode=border)]
         flipped = [transforms.RandomHorizontalFlip()] if flip else []
         self.transform = transforms.Compose([*shifted, *flipped, transforms.ToTensor()])
 
