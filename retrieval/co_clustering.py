@@ -104,11 +104,16 @@ def co_cluster(
         return (found.row_places(batch) for batch in matrix_of(some))
 
     sample = sample_of(rows, clusters, seed)
+    places = np.empty((len(sample) + len(found.column_places), len(found.singular_values)), np.float32)
+    places[len(sample) :] = found.column_places
+    start = 0
     with threadpool_limits(1, "blas"):  # between small products other threads would only spin
-        places = np.concatenate([*placed(sample), found.column_places])
+        for batch in placed(sample):
+            places[start : start + len(batch)] = batch
+            start += len(batch)
     groups = spherical_k_means(places, clusters, seed)
     with threadpool_limits(1, "blas"):
-        of_all = [places[: len(sample)]] if len(sample) == len(rows) else placed(rows)
+        of_all = batches_of(places, np.arange(len(sample))) if len(sample) == len(rows) else placed(rows)
         row_clusters = np.concatenate([groups.assign(batch) for batch in of_all])
     columns = groups.assign(found.column_places)
     halves = columns.reshape(-1, features.shape[1])  # (2, d) when split, else (1, d)

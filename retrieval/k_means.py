@@ -45,7 +45,8 @@ def spherical_k_means(rows: np.ndarray, clusters: int, seed: int, iterations: in
         ValueError: fewer rows with a direction than clusters.
     """
     directions = normalised(rows)
-    directions = np.ascontiguousarray(directions[np.any(directions, axis=1)])
+    if not (anywhere := np.any(directions, axis=1)).all():
+        directions = directions[anywhere]
     if not 1 <= clusters <= len(directions):
         raise ValueError(
             f"{clusters} clusters of {len(directions)} rows that are not zero; choose from 1 to {len(directions)}."
