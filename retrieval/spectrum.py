@@ -19,6 +19,7 @@ from retrieval.devices import bfloat16_units, has_fast_bfloat16
 FEW_COLUMNS = 512  # below that, products of float64 cost little
 FEWEST_IN_BFLOAT16 = 1_024  # columns; of fewer it saves nothing, and 512 of photographs were turned by 0.9 degrees
 ROWS_PER_PRODUCT, COLUMNS_PER_BLOCK = 2_048, 256  # of a product of bfloat16: its smaller factor fits the cache
+ROWS_PER_SUM = 64  # of columns in float32; of 2,048 the vectors were turned ten times as far
 LEAST_RANK = 1e-3  # singular values below this are rounding of float32 products
 
 
@@ -124,8 +125,8 @@ class _RunningSums:
     def _multiply(self) -> None:
         rows = torch.from_numpy(self._rows[: self._waiting])
         self.multiply(rows, torch.from_numpy(self._gram))
-        exact = rows.double()  # of float32 sums of columns the vectors would be turned ten times as far
-        self._columns += (exact.sum(1) @ exact).numpy()
+        for few in rows.split(ROWS_PER_SUM):
+            self._columns += (few.sum(1) @ few).numpy()
         self._waiting = 0
 
 
