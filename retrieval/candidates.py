@@ -12,6 +12,7 @@ from retrieval.joining import SHARES, join
 from retrieval.metrics import recall_at_1
 from retrieval.models import EmbeddingModel, load_model
 from retrieval.refinement import STRENGTHS, Refinement, choose_refinement, learn_refinement
+from retrieval.splits import UNMEASURABLE, can_measure
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Candidate:
         network: without a refinement.
         embedded: what it makes of the images.
         model: with its refinement.
-        recall_at_1: of the validation images, refined; None where no two of them share a class.
+        recall_at_1: of the validation images, refined; None where it cannot be measured.
         plain_recall_at_1: without the refinement.
         refinement_why: one sentence: what was tried and chosen.
         joined_why: the same, of the features of pretrain.
@@ -82,11 +83,12 @@ class Judge:
         """The network with its refinement: as asked for, or as the validation images gain by it."""
         none, every = ((), False), (STRENGTHS, False)
         strengths, forced = {"auto": every, "none": none}.get(self.refine) or ((float(self.refine),), True)
-        labels = torch.from_numpy(self.data.labels[self.data.rows("validation")])
-        if len(labels.unique()) == len(labels):
+        held_out = self.data.labels[self.data.rows("validation")]
+        if not can_measure(held_out):
             refinement = learn_refinement(embedded.train, self.labels, *strengths) if forced else None
-            why = f"refinement {self.refine if forced else 'none'}: no two validation images share a class"
+            why = f"refinement {self.refine if forced else 'none'}: {UNMEASURABLE}"
             return Candidate(name, network, embedded, with_refinement(network, refinement), None, None, why)
+        labels = torch.from_numpy(held_out)
         choice = choose_refinement(
             embedded.train,
             self.labels,
@@ -127,7 +129,7 @@ def joined_with_features(asked: str, alone: Candidate, judge: Judge, backbone: P
     if asked == "none":
         return replace(alone, joined_why="features of pretrain joined: none; they are not asked for")
     if asked == "auto" and alone.recall_at_1 is None:
-        return replace(alone, joined_why="features of pretrain joined: none; no two validation images share a class")
+        return replace(alone, joined_why=f"features of pretrain joined: none; {UNMEASURABLE}")
     teacher, values = load_model(backbone, judge.device), load_features(features, judge.data).values
     made = Embedded(*(torch.tensor(values[judge.data.rows(split)]) for split in ("train", "validation")))
     shares = SHARES if asked == "auto" else (float(asked),)

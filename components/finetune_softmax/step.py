@@ -19,6 +19,7 @@ from retrieval.features import embed
 from retrieval.image_batches import ImageBatches
 from retrieval.model_folder import read_model_manifest
 from retrieval.models import EmbeddingModel, load_model, save_model
+from retrieval.splits import UNMEASURABLE
 from retrieval.tracking import StepRun, step_run
 from retrieval.training import History, Schedule, fit
 
@@ -169,7 +170,7 @@ def validation_accuracy(
 def what_it_did(before: Candidate, after: Candidate, chosen: Candidate) -> str:
     """Whether fine-tuning raised R@1 on validation, and which model goes on, in a sentence."""
     if before.recall_at_1 is None or after.recall_at_1 is None:
-        return "R@1 cannot be measured: no two validation images share a class; the fine-tuned model goes on."
+        return f"R@1 cannot be measured: {UNMEASURABLE}; the fine-tuned model goes on."
     verdict = "raised" if after.recall_at_1 > before.recall_at_1 else "did not raise"
     goes_on = "fine-tuned model" if chosen is after else "model as it came"
     return (

@@ -115,6 +115,18 @@ def test_accuracy_is_not_measured_on_classes_it_never_saw(tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("mlflow_home")
+def test_nothing_is_chosen_on_validation_images_of_one_class(tmp_path: Path) -> None:
+    dataset, model = write_inputs(tmp_path, shared_classes=False)
+    write_features(tmp_path, told=9.0)
+    outputs = tune(Params(**SMALL | {"softmax_epochs": 1}, join="auto"), dataset, model, tmp_path / "tuned")
+    assert not [name for name in outputs["tuned_model"] if name.startswith("validation_recall_at_1")]
+    facts = read_model_manifest(tmp_path / "tuned").facts
+    assert (facts["softmax"], facts["refinement"], facts["joined"]) == ("fine-tuned", "none", "none")
+    for name in ("softmax_why", "refinement_why", "joined_why"):
+        assert "the validation images have no two classes" in facts[name]
+
+
+@pytest.mark.usefixtures("mlflow_home")
 def test_a_rate_too_high_stops_and_names_the_step(tmp_path: Path) -> None:
     dataset, model = write_inputs(tmp_path)
     with pytest.raises(ValueError, match=r"finetune_softmax: the loss is (nan|inf) at step \d+ of 45"):
