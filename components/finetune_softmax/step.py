@@ -23,6 +23,11 @@ from retrieval.splits import UNMEASURABLE
 from retrieval.tracking import StepRun, step_run
 from retrieval.training import History, Schedule, fit
 
+STAYS_TRUE = (  # of a model that goes on as it came, joined or not; its numbers are the other step's
+    *("network", "adjust_by", "loss", "loss_why", "learning_rate", "learning_rate_why", "augment", "augment_why"),
+    "resize",
+)
+
 
 def finetune_softmax(
     params: Params,
@@ -57,18 +62,20 @@ def finetune_softmax(
         history = fine_tune(network, layer, ImageBatches(data, rows, device), judge.labels, params, run, checkpoints)
         if not distributed.is_first():
             return {}
-        accuracy = validation_accuracy(network, layer, data, names, device)
+        learned = {"softmax_loss": history.loss, **validation_accuracy(network, layer, data, names, device)}
         after = judge.candidate("after", network, judge.embed(network, "after"))
         chosen = joined_with_features(params.join, better_of(before, after), judge, backbone, features)
-        numbers = {"images_per_second": round(history.images_per_second, 1), "softmax_loss": history.loss}
-        numbers |= accuracy | validation_numbers(before, after, chosen)
-        run.log_metrics(numbers)
+        numbers = {"images_per_second": round(history.images_per_second, 1)}
+        numbers |= validation_numbers(before, after, chosen)
+        run.log_metrics(numbers | learned)
         decided = decisions(before, after, chosen)
         why = {name: str(reason) for name, reason in decided.items() if name.endswith("_why")}
         for sentence in why.values():
             distributed.say(f"finetune_softmax: {sentence}")
         run.set_tags(why)
-        described = {"epochs": params.softmax_epochs, "dimension": chosen.model.dimension, **numbers}
+        tuned = decided["softmax"] == "fine-tuned"  # else loss and accuracy are of a model that was left
+        trained = {"epochs": params.softmax_epochs, **learned} if tuned else {"epochs": 0}
+        described = {**trained, "dimension": chosen.model.dimension, **numbers}
         save_model(tuned_model, chosen.model.cpu(), made_from, described | decided | {"resize": data.resize})
     return {"tuned_model": described}
 
@@ -107,7 +114,8 @@ def without_labels(
     manifest = read_model_manifest(model)
     made_from = {"dataset": data.digest, "model": manifest.digest}
     why = "labels=none: no classes to put a softmax layer over; the model goes on as it came."
-    facts = {**manifest.facts, "softmax": "as it came", "softmax_why": why}
+    facts = {name: manifest.facts[name] for name in STAYS_TRUE if name in manifest.facts}
+    facts |= {"epochs": 0, "softmax": "as it came", "softmax_why": why}
     distributed.say(f"finetune_softmax: {why}")
     if join != "none":
         network = network.cpu().joined_with(load_model(backbone), float(join))

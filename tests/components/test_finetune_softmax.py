@@ -66,6 +66,8 @@ def test_it_raises_the_network_and_says_so(tmp_path: Path, capsys: pytest.Captur
     outputs = tune(Params(**SMALL), dataset, model, tmp_path / "tuned")["tuned_model"]
     assert outputs["validation_recall_at_1"] > 0.75
     assert outputs["validation_accuracy"] > 0.75
+    assert outputs["softmax_loss"] > 0
+    assert outputs["epochs"] == 15
     assert outputs["images_per_second"] > 0
     shown = capsys.readouterr().out
     assert "60 images of 8 px, 30 of 3 classes to train on; four_layer, d = 16" in shown
@@ -142,6 +144,11 @@ def test_fine_tuning_that_harms_leaves_the_model_as_it_came(tmp_path: Path) -> N
     assert outputs["validation_recall_at_1_after"] < outputs["validation_recall_at_1_before"]
     good, tuned = load_model(tmp_path / "good").state_dict(), load_model(tmp_path / "tuned").state_dict()
     assert all(torch.equal(good[name], tuned[name]) for name in good)
+    facts = read_model_manifest(tmp_path / "tuned").facts
+    assert (facts["epochs"], outputs["epochs"]) == (0, 0)
+    for told in (outputs, facts):
+        assert not {"validation_accuracy", "softmax_loss"} & told.keys(), "they are of the model that was left"
+    assert facts["images_per_second"] > 0  # it was trained
 
 
 @pytest.mark.usefixtures("mlflow_home")
@@ -224,6 +231,22 @@ def test_without_labels_the_model_goes_on_as_it_came(tmp_path: Path, capsys: pyt
     weights = [(folder / "weights.safetensors").read_bytes() for folder in (model, tmp_path / "tuned")]
     assert weights[0] == weights[1]
     assert read_model_manifest(tmp_path / "tuned").made_from["model"] == read_model_manifest(model).digest
+
+
+@pytest.mark.usefixtures("mlflow_home")
+@pytest.mark.parametrize("join", ["none", "0.25"])
+def test_without_labels_only_what_stays_true_is_said_of_the_model_again(tmp_path: Path, join: str) -> None:
+    dataset, model = write_inputs(tmp_path)
+    write_features(tmp_path, 1.0)
+    decided = {"network": "four_layer", "loss": "triplet", "loss_why": "few images a class", "resize": "drawing"}
+    measured = {"images_per_second": 4502.1, "validation_recall_at_1": 0.6, "without_labels_adds": 0.1}
+    counted = {"parameters": 10216, "epochs": 3, "dimension": 16}
+    save_model(model, load_model(model), {}, decided | measured | counted)
+    outputs = tune(Params(**SMALL, labels="none", join=join), dataset, model, tmp_path / "tuned")["tuned_model"]
+    facts = read_model_manifest(tmp_path / "tuned").facts
+    assert decided.items() <= facts.items()
+    assert not (measured | {"parameters": 0}).keys() & (facts | outputs).keys()
+    assert (facts["epochs"], facts["dimension"]) == (0, 16 if join == "none" else 19)
 
 
 @pytest.mark.usefixtures("mlflow_home")
