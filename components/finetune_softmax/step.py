@@ -10,7 +10,7 @@ from components.finetune_softmax.params import Params
 from components.launch import InputPath, OutputPath, Outputs, launch
 from retrieval import distributed
 from retrieval.augmentation import choose_augmentation, named_augmentation
-from retrieval.candidates import Candidate, Judge, better_of, joined_with_features
+from retrieval.candidates import Candidate, Judge, better_of, digest_of_backbone, joined_with_features
 from retrieval.checkpoints import Checkpoints, open_checkpoints
 from retrieval.cosine_layer import CosineLayer, class_centres
 from retrieval.dataset import Dataset
@@ -51,8 +51,8 @@ def finetune_softmax(
         f"train on; {network.config.architecture}, d = {network.dimension}; {describe(device)}; seed {params.seed}."
     )
     made_from = {"dataset": data.digest, "model": read_model_manifest(model).digest}
-    if params.join != "none":
-        made_from |= {"backbone": read_model_manifest(backbone).digest}
+    if params.join != "none":  # refused now, not after the training
+        made_from |= {"backbone": digest_of_backbone(backbone, data, features)}
     with open_checkpoints(params, made_from, __file__) as checkpoints, step_run("finetune_softmax", params) as run:
         run.set_tags({"rankone.device": describe(device)})
         judge = Judge(data, torch.from_numpy(labels), params.refine, device)
@@ -118,8 +118,8 @@ def without_labels(
     facts |= {"epochs": 0, "softmax": "as it came", "softmax_why": why}
     distributed.say(f"finetune_softmax: {why}")
     if join != "none":
+        made_from |= {"backbone": digest_of_backbone(backbone, data)}
         network = network.cpu().joined_with(load_model(backbone), float(join))
-        made_from |= {"backbone": read_model_manifest(backbone).digest}
         facts |= {"joined": float(join), "joined_why": f"features of pretrain joined: share {float(join):g}, asked for"}
         distributed.say(f"finetune_softmax: {facts['joined_why']}")
     save_model(tuned_model, network.cpu(), made_from, facts | {"dimension": network.dimension})

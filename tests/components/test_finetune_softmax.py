@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 from components.finetune_softmax.params import Params
 from components.finetune_softmax.step import finetune_softmax, what_it_did
 from components.launch import Outputs
-from retrieval.candidates import Candidate, Embedded, better_of
+from retrieval.candidates import Candidate, Embedded, Judge, better_of, joined_with_features
 from retrieval.dataset import INDEX_SCHEMA, Dataset, save_dataset
 from retrieval.features import embed, save_features
 from retrieval.metrics import recall_at_1
@@ -47,8 +47,8 @@ def write_features(folder: Path, told: float) -> None:
     """A backbone, and features of which those of a class are the nearer to one another the more is told."""
     torch.manual_seed(1)
     backbone = build_network(ModelConfig(image_size=8, dimension=3, channels=(4, 4, 8)))
-    digest = save_model(folder / "backbone", backbone, {}, {}).digest
     data = Dataset(folder / "dataset")
+    digest = save_model(folder / "backbone", backbone, {"dataset": data.digest}, {}).digest
     noise = np.random.default_rng(2).normal(size=(len(data), 3))
     values = torch.tensor(told * np.eye(3)[data.labels] + noise)
     save_features(folder / "features", values, data.digest, {}, digest)
@@ -181,6 +181,35 @@ def test_features_are_joined_as_validation_gains_by_them(
     else:
         assert recall >= alone["validation_recall_at_1"]
         assert ("joined: none" in manifest.facts["joined_why"]) == (tuned.config.joined is None)
+
+
+@pytest.mark.usefixtures("mlflow_home")
+def test_features_of_another_backbone_are_refused_before_anything_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset, model = write_inputs(tmp_path)
+    write_features(tmp_path, told=1.0)
+    other = build_network(ModelConfig(image_size=8, dimension=3, channels=(4, 4, 8)))
+    digest = save_model(tmp_path / "backbone", other, {"dataset": Dataset(dataset).digest}, {}).digest
+    with pytest.raises(ValueError, match=f"were made by backbone .* not by the one given, {digest[:12]}; give the"):
+        tune(Params(**SMALL, join="0.5"), dataset, model, tmp_path / "tuned")
+    assert "epoch" not in capsys.readouterr().out
+    alone, judge = of("before", 0.5), Judge(Dataset(dataset), torch.arange(30) % 3, "none", torch.device("cpu"))
+    with pytest.raises(ValueError, match="were made by backbone"):
+        joined_with_features("auto", alone, judge, tmp_path / "backbone", tmp_path / "features")
+
+
+@pytest.mark.usefixtures("mlflow_home")
+@pytest.mark.parametrize("labels", ["given", "none"])
+@pytest.mark.parametrize(("made_from", "shown"), [({"dataset": "f" * 64}, "f" * 12), ({}, "unknown")])
+def test_a_backbone_of_another_dataset_is_refused(
+    tmp_path: Path, labels: str, made_from: dict[str, str], shown: str
+) -> None:
+    dataset, model = write_inputs(tmp_path)
+    write_features(tmp_path, told=1.0)
+    save_model(tmp_path / "backbone", load_model(tmp_path / "backbone"), made_from, {})
+    with pytest.raises(ValueError, match=f"was trained on dataset {shown}, not on the dataset given, .* Run pretrain"):
+        tune(Params(**SMALL, labels=labels, join="0.5"), dataset, model, tmp_path / "tuned")
 
 
 @pytest.mark.usefixtures("mlflow_home")
