@@ -47,6 +47,7 @@ from retrieval.re_adjustment import (
     choose_adjustment,
     weighted_groupings,
 )
+from retrieval.splits import UNMEASURABLE
 from retrieval.training import ByLabel, Schedule, fit
 from retrieval.validation import validation_recall_at_1
 from retrieval.weights import load_weights
@@ -166,7 +167,7 @@ def train(
             )
         found = validation_recall_at_1(network, trial.data, trial.device)
     if found is None:
-        raise SystemExit("No two validation images share a class: nothing can be measured. Take more images.")
+        raise SystemExit(f"Nothing can be measured: {UNMEASURABLE}. Take more images.")
     return 100 * found
 
 

@@ -44,7 +44,7 @@ from retrieval.quarantine import quarantine
 from retrieval.quarter_turns import QuarterTurns, turned_labels
 from retrieval.sampling import batch_shape
 from retrieval.sources import SourceOptions, limit_classes, open_source
-from retrieval.splits import Labelled, Shares, assign_splits
+from retrieval.splits import UNMEASURABLE, Labelled, Shares, assign_splits
 from retrieval.staging import Decoding, stage, staged_images
 from retrieval.training import ByLabel, Schedule, fit
 from retrieval.validation import validation_recall_at_1
@@ -125,7 +125,7 @@ class Trial:
             print(f"  {loss}, rate {rate:g}, d = {dimension}, seed {seed}: counted as 0, for {diverged}", flush=True)
             return 0.0
         if found is None:
-            raise SystemExit("No two validation images share a class: nothing can be measured. Take more images.")
+            raise SystemExit(f"Nothing can be measured: {UNMEASURABLE}. Take more images.")
         seconds = time.perf_counter() - started
         print(
             f"  {loss}, rate {rate:.4g}, d = {dimension}, seed {seed}: {100 * found:.2f} "

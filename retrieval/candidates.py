@@ -10,8 +10,10 @@ from retrieval.dataset import Dataset
 from retrieval.features import embed, load_features
 from retrieval.joining import SHARES, join
 from retrieval.metrics import recall_at_1
+from retrieval.model_folder import read_model_manifest
 from retrieval.models import EmbeddingModel, load_model
 from retrieval.refinement import STRENGTHS, Refinement, choose_refinement, learn_refinement
+from retrieval.splits import UNMEASURABLE, can_measure
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Candidate:
         network: without a refinement.
         embedded: what it makes of the images.
         model: with its refinement.
-        recall_at_1: of the validation images, refined; None where no two of them share a class.
+        recall_at_1: of the validation images, refined; None where it cannot be measured.
         plain_recall_at_1: without the refinement.
         refinement_why: one sentence: what was tried and chosen.
         joined_why: the same, of the features of pretrain.
@@ -82,11 +84,12 @@ class Judge:
         """The network with its refinement: as asked for, or as the validation images gain by it."""
         none, every = ((), False), (STRENGTHS, False)
         strengths, forced = {"auto": every, "none": none}.get(self.refine) or ((float(self.refine),), True)
-        labels = torch.from_numpy(self.data.labels[self.data.rows("validation")])
-        if len(labels.unique()) == len(labels):
+        held_out = self.data.labels[self.data.rows("validation")]
+        if not can_measure(held_out):
             refinement = learn_refinement(embedded.train, self.labels, *strengths) if forced else None
-            why = f"refinement {self.refine if forced else 'none'}: no two validation images share a class"
+            why = f"refinement {self.refine if forced else 'none'}: {UNMEASURABLE}"
             return Candidate(name, network, embedded, with_refinement(network, refinement), None, None, why)
+        labels = torch.from_numpy(held_out)
         choice = choose_refinement(
             embedded.train,
             self.labels,
@@ -111,6 +114,35 @@ def better_of(before: Candidate, after: Candidate) -> Candidate:
     return after if after.recall_at_1 > before.recall_at_1 else before
 
 
+def digest_of_backbone(backbone: Path, data: Dataset, features: Path | None = None) -> str:
+    """Digest of the backbone whose features are to be joined.
+
+    Args:
+        backbone: its folder.
+        data: the dataset that it must have been trained on: its training images may be test images of another.
+        features: folder of features that it must have made; None where none are read.
+
+    Raises:
+        ValueError: the backbone is of another dataset, or the features are of another backbone.
+    """
+    manifest = read_model_manifest(backbone)
+    dataset = manifest.made_from.get("dataset", "unknown")
+    if dataset != data.digest:
+        raise ValueError(
+            f"{backbone} was trained on dataset {dataset[:12]}, not on the dataset given, {data.digest[:12]}; its "
+            "training images may be test images here. Run pretrain on this dataset."
+        )
+    if features is None:
+        return manifest.digest
+    maker = load_features(features, data).manifest.made_from.get("backbone", "unknown")
+    if maker != manifest.digest:
+        raise ValueError(
+            f"{features} were made by backbone {maker[:12]}, not by the one given, {manifest.digest[:12]}; give the "
+            "backbone and the features of one run of pretrain."
+        )
+    return manifest.digest
+
+
 def joined_with_features(asked: str, alone: Candidate, judge: Judge, backbone: Path, features: Path) -> Candidate:
     """The candidate, with the features of pretrain beside its embeddings if that is asked for or raises R@1.
 
@@ -122,12 +154,13 @@ def joined_with_features(asked: str, alone: Candidate, judge: Judge, backbone: P
         features: folder of the features of all images of the judge's dataset.
 
     Raises:
-        ValueError: the features are of another dataset.
+        ValueError: backbone or features are of another dataset, or the features are of another backbone.
     """
     if asked == "none":
         return replace(alone, joined_why="features of pretrain joined: none; they are not asked for")
     if asked == "auto" and alone.recall_at_1 is None:
-        return replace(alone, joined_why="features of pretrain joined: none; no two validation images share a class")
+        return replace(alone, joined_why=f"features of pretrain joined: none; {UNMEASURABLE}")
+    digest_of_backbone(backbone, judge.data, features)
     teacher, values = load_model(backbone, judge.device), load_features(features, judge.data).values
     made = Embedded(*(torch.tensor(values[judge.data.rows(split)]) for split in ("train", "validation")))
     shares = SHARES if asked == "auto" else (float(asked),)

@@ -15,6 +15,7 @@ from PIL import Image
 from retrieval.dataset import SPLITS, Dataset
 from retrieval.quarantine import REASONS, Quarantined
 from retrieval.sources import Record, Source
+from retrieval.splits import what_validation_lacks
 from retrieval.staging import Seen
 
 TEMPLATE = "dataset_report.html"
@@ -96,6 +97,11 @@ def render_dataset_report(dataset: Dataset) -> str:
     ]
     return environment.get_template(TEMPLATE).render(
         report=report,
+        lacks=what_validation_lacks(
+            dataset.index["split"].to_pylist(),
+            dataset.index["class_name"].to_pylist(),
+            report["settings"]["validation_fraction"] > 0,
+        ),
         dataset=dataset,
         splits=SPLITS,
         pictured=pictured,

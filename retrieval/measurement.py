@@ -29,6 +29,7 @@ from retrieval.evaluation import (
 )
 from retrieval.metrics import RetrievalMetrics, nearest_mean_accuracy, retrieval_metrics
 from retrieval.neighbours import nearest
+from retrieval.splits import can_measure
 from retrieval.thresholds import precision_at, threshold_by_trials
 
 CURVE_POINTS = 160
@@ -150,12 +151,12 @@ def measure_stage(
         The stage's numbers; all that was measured among the test images; their embeddings (m, d).
 
     Raises:
-        ValueError: no two test images have a class in common.
+        ValueError: the test images have no two classes, or no two images of one.
     """
     rows, device = dataset.rows("test"), options.device
-    if not _has_pair(dataset.labels[rows]):
+    if not can_measure(dataset.labels[rows]):
         raise ValueError(
-            f"The {len(rows)} test images have no two of one class, so that none can be found. "
+            f"The {len(rows)} test images have no two classes, or no two images of one; R@1 would tell nothing. "
             "Prepare the data with a larger test split."
         )
     embeddings, labels = embed(rows).to(device), _labels(dataset, rows, device)
@@ -184,12 +185,12 @@ def queries_per_second(embeddings: Tensor) -> float:
 def measure_acceptance(embed: Embed, dataset: Dataset, test: RetrievalMetrics, options: Options) -> Acceptance:
     """Choose the similarity from which answers may be trusted, on validation alone, and measure it on test.
 
-    Validation images are searched among the other validation images; the median of the trials is taken. Where no two
-    have a class in common there is nothing to choose on, and the level counts as not reached.
+    Validation images are searched among the other validation images; the median of the trials is taken. Where they
+    have no two classes, or no two images of one, nothing can be chosen, and the level counts as not reached.
     """
     rows, level, device = dataset.rows("validation"), options.acceptance, options.device
     test_curve = trade(test.similarity, test.correct)
-    if not _has_pair(dataset.labels[rows]):
+    if not can_measure(dataset.labels[rows]):
         return Acceptance(level, False, None, 0, None, 0.0, None, 0.0, (), test_curve)
     validation = retrieval_metrics(embed(rows).to(device), _labels(dataset, rows, device))
     curve = trade(validation.similarity, validation.correct)
@@ -301,10 +302,6 @@ def confusion(queries: pa.Table, class_names: Sequence[str], recalls: Sequence[C
         if taken_for:
             confused.append(Confusion(recall.class_name, recall.queries, len(wrong), taken_for))
     return tuple(confused)
-
-
-def _has_pair(labels: np.ndarray) -> bool:
-    return len(np.unique(labels)) < len(labels)
 
 
 def _labels(dataset: Dataset, rows: np.ndarray, device: torch.device) -> Tensor:

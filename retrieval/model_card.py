@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from retrieval.evaluation import Evaluation
+from retrieval.evaluation import Acceptance, Evaluation
 from retrieval.manifest import Manifest
 from retrieval.model_folder import CONFIG
 
@@ -92,10 +92,25 @@ def cost(measured: Evaluation, tags: Mapping[str, str]) -> list[str]:
 
 def use(name: str, measured: Evaluation) -> list[str]:
     """How to call it, and from which similarity its answer may be trusted."""
-    threshold = measured.threshold.value
-    trust = f"trust an answer from the cosine similarity {threshold:.4f} on" if threshold is not None else ""
-    no = "no similarity was found from which an answer may be trusted"
-    return [f"`models:/{name}@champion`: pictures in base64 in, embeddings of length 1 out", trust or no]
+    return [f"`models:/{name}@champion`: pictures in base64 in, embeddings of length 1 out", trust(measured.threshold)]
+
+
+def trust(found: Acceptance) -> str:
+    """From which similarity an answer may be trusted: only where the test queries accept it; else why from none."""
+    asked = _percent(found.level)
+    if found.value is None and not found.validation_queries:
+        return "trust no similarity: none was chosen, for R@1 could not be measured on validation"
+    if found.value is None:
+        queries = f"{found.validation_queries:,} validation queries"
+        return f"trust no similarity: none gives {asked} right answers to the {queries}"
+    seen = "no query has such an answer"
+    if found.precision is not None and found.precision_low is not None:
+        sure = f"{_percent(found.precision_low)} or more with 95 % confidence; asked for: {asked}"
+        right = f"{_percent(found.precision)} of those are right ({sure})"
+        seen = f"{_percent(found.coverage)} of the queries have such an answer and {right}"
+    if found.verdict == "accepted":
+        return f"trust an answer from the cosine similarity {found.value:.4f} on: accepted on test, where {seen}"
+    return f"trust no similarity: {found.value:.4f}, chosen on validation, is {found.verdict} on test, where {seen}"
 
 
 def shortened(text: str, longest: int) -> str:

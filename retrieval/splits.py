@@ -8,11 +8,15 @@ whole, at most those at the edge of theirs.
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
 
 CLASS_ORDERS = ("drawn", "listed")
 DISJOINT_BY = ("class", "group")
+UNMEASURABLE = "the validation images have no two classes, or no two images of one"  # where can_measure says no
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,32 @@ def check_measurable(splits: Sequence[str], classes: Sequence[str]) -> None:
         )
 
 
+def can_measure(labels: Collection[str] | np.ndarray) -> bool:
+    """Whether R@1 among images of these labels (n,) tells models apart.
+
+    It takes two images of a class, for one to be found, and a second class: of a single one every answer is right.
+    """
+    return 1 < len(set(labels)) < len(labels)
+
+
+def what_validation_lacks(splits: Sequence[str], classes: Sequence[str], asked: bool = True) -> str:
+    """Why nothing can be chosen on validation and what to do, in a sentence; empty where R@1 can be measured on it.
+
+    Args:
+        splits: of each image.
+        classes: their names.
+        asked: whether validation images were asked for; without any the sentence is empty then too.
+    """
+    held_out = [name for name, split in zip(classes, splits, strict=True) if split == "validation"]
+    if can_measure(held_out) or not (held_out or asked):
+        return ""
+    return (
+        f"{len(held_out):,} validation images of {len(set(held_out)):,} class(es): R@1 takes two classes and two "
+        "images of one, so the later steps choose without evidence and say so; give more classes, more images of a "
+        "class (6 or more), or a smaller test_fraction."
+    )
+
+
 def own(images: Labelled, shares: Shares) -> list[str]:
     """The source's train and test. Validation is the source's too, or carved from train.
 
@@ -135,7 +165,9 @@ def closed(images: Labelled, shares: Shares) -> list[str]:
 def disjoint(images: Labelled, shares: Shares) -> list[str]:
     """No class in two splits: test classes are never seen in training, and neither are those of validation.
 
-    With disjoint_by "group" no group is in two splits either, and the shares are of the groups.
+    Validation has at least two classes, since R@1 of a single one is 100 % whatever the model; where that would leave
+    fewer than two to train on it has none. With disjoint_by "group" no group is in two splits either, the shares are of
+    the groups, and two groups stay to train on.
     """
     splits = ["train"] * len(images.classes)
     _classes_to("test", splits, range(len(splits)), images, shares.test, shares)
@@ -187,7 +219,10 @@ def _classes_to(
     else:
         ordered = sorted(units, key=lambda name: _rank(shares.seed, split, name))
     count = max(round(len(ordered) * share), 1)
-    if len(ordered) - count < 2:
+    if split == "validation":
+        classes_of = Counter(unit_of[name] for name in {images.classes[row] for row in rows})
+        count = _enough_to_choose_on(count, [classes_of[unit] for unit in ordered])
+    if count and len(ordered) - count < 2:
         kind = {"class": "classes", "group": "groups"}[shares.disjoint_by]
         raise ValueError(
             f"{len(ordered)} {kind} are left and {count} would go to {split}; training needs at least 2 {kind} "
@@ -197,6 +232,13 @@ def _classes_to(
     for row in rows:
         if unit_of[images.classes[row]] in chosen:
             splits[row] = split
+
+
+def _enough_to_choose_on(count: int, classes_of_units: Sequence[int]) -> int:
+    """So many of the units, or more until they hold two classes; none where fewer than two units would be left."""
+    held = list(accumulate(classes_of_units))
+    enough = sum(classes < 2 for classes in held) + 1
+    return max(count, enough) if len(held) - enough >= 2 else 0
 
 
 def _groups(classes: Sequence[str]) -> dict[str, str]:

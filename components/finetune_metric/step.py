@@ -27,6 +27,7 @@ from retrieval.models import FOUR_LAYER, EmbeddingModel, ModelConfig, build_netw
 from retrieval.quarter_turns import QuarterTurns, turned_labels
 from retrieval.sampling import batch_shape
 from retrieval.self_labelling import merge_small, self_train
+from retrieval.splits import UNMEASURABLE
 from retrieval.tracking import StepRun, step_run
 from retrieval.training import ByLabel, History, Schedule, fit
 from retrieval.validation import validation_recall_at_1
@@ -262,7 +263,7 @@ def what_was_read(data: Dataset, labels: Tensor, targets: Tensor, params: Params
 
 
 def _percent(recall: float | None) -> str:
-    return "cannot be measured: no two of them share a class" if recall is None else f"is {recall:.1%}"
+    return f"cannot be measured: {UNMEASURABLE}" if recall is None else f"is {recall:.1%}"
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from components.finetune_softmax.params import Params
 from components.launch import InputPath, OutputPath, Outputs, launch
 from retrieval import distributed
 from retrieval.augmentation import choose_augmentation, named_augmentation
-from retrieval.candidates import Candidate, Judge, better_of, joined_with_features
+from retrieval.candidates import Candidate, Judge, better_of, digest_of_backbone, joined_with_features
 from retrieval.checkpoints import Checkpoints, open_checkpoints
 from retrieval.cosine_layer import CosineLayer, class_centres
 from retrieval.dataset import Dataset
@@ -19,8 +19,14 @@ from retrieval.features import embed
 from retrieval.image_batches import ImageBatches
 from retrieval.model_folder import read_model_manifest
 from retrieval.models import EmbeddingModel, load_model, save_model
+from retrieval.splits import UNMEASURABLE
 from retrieval.tracking import StepRun, step_run
 from retrieval.training import History, Schedule, fit
+
+STAYS_TRUE = (  # of a model that goes on as it came, joined or not; its numbers are the other step's
+    *("network", "adjust_by", "loss", "loss_why", "learning_rate", "learning_rate_why", "augment", "augment_why"),
+    "resize",
+)
 
 
 def finetune_softmax(
@@ -45,8 +51,8 @@ def finetune_softmax(
         f"train on; {network.config.architecture}, d = {network.dimension}; {describe(device)}; seed {params.seed}."
     )
     made_from = {"dataset": data.digest, "model": read_model_manifest(model).digest}
-    if params.join != "none":
-        made_from |= {"backbone": read_model_manifest(backbone).digest}
+    if params.join != "none":  # refused now, not after the training
+        made_from |= {"backbone": digest_of_backbone(backbone, data, features)}
     with open_checkpoints(params, made_from, __file__) as checkpoints, step_run("finetune_softmax", params) as run:
         run.set_tags({"rankone.device": describe(device)})
         judge = Judge(data, torch.from_numpy(labels), params.refine, device)
@@ -56,18 +62,20 @@ def finetune_softmax(
         history = fine_tune(network, layer, ImageBatches(data, rows, device), judge.labels, params, run, checkpoints)
         if not distributed.is_first():
             return {}
-        accuracy = validation_accuracy(network, layer, data, names, device)
+        learned = {"softmax_loss": history.loss, **validation_accuracy(network, layer, data, names, device)}
         after = judge.candidate("after", network, judge.embed(network, "after"))
         chosen = joined_with_features(params.join, better_of(before, after), judge, backbone, features)
-        numbers = {"images_per_second": round(history.images_per_second, 1), "softmax_loss": history.loss}
-        numbers |= accuracy | validation_numbers(before, after, chosen)
-        run.log_metrics(numbers)
+        numbers = {"images_per_second": round(history.images_per_second, 1)}
+        numbers |= validation_numbers(before, after, chosen)
+        run.log_metrics(numbers | learned)
         decided = decisions(before, after, chosen)
         why = {name: str(reason) for name, reason in decided.items() if name.endswith("_why")}
         for sentence in why.values():
             distributed.say(f"finetune_softmax: {sentence}")
         run.set_tags(why)
-        described = {"epochs": params.softmax_epochs, "dimension": chosen.model.dimension, **numbers}
+        tuned = decided["softmax"] == "fine-tuned"  # else loss and accuracy are of a model that was left
+        trained = {"epochs": params.softmax_epochs, **learned} if tuned else {"epochs": 0}
+        described = {**trained, "dimension": chosen.model.dimension, **numbers}
         save_model(tuned_model, chosen.model.cpu(), made_from, described | decided | {"resize": data.resize})
     return {"tuned_model": described}
 
@@ -106,11 +114,12 @@ def without_labels(
     manifest = read_model_manifest(model)
     made_from = {"dataset": data.digest, "model": manifest.digest}
     why = "labels=none: no classes to put a softmax layer over; the model goes on as it came."
-    facts = {**manifest.facts, "softmax": "as it came", "softmax_why": why}
+    facts = {name: manifest.facts[name] for name in STAYS_TRUE if name in manifest.facts}
+    facts |= {"epochs": 0, "softmax": "as it came", "softmax_why": why}
     distributed.say(f"finetune_softmax: {why}")
     if join != "none":
+        made_from |= {"backbone": digest_of_backbone(backbone, data)}
         network = network.cpu().joined_with(load_model(backbone), float(join))
-        made_from |= {"backbone": read_model_manifest(backbone).digest}
         facts |= {"joined": float(join), "joined_why": f"features of pretrain joined: share {float(join):g}, asked for"}
         distributed.say(f"finetune_softmax: {facts['joined_why']}")
     save_model(tuned_model, network.cpu(), made_from, facts | {"dimension": network.dimension})
@@ -169,7 +178,7 @@ def validation_accuracy(
 def what_it_did(before: Candidate, after: Candidate, chosen: Candidate) -> str:
     """Whether fine-tuning raised R@1 on validation, and which model goes on, in a sentence."""
     if before.recall_at_1 is None or after.recall_at_1 is None:
-        return "R@1 cannot be measured: no two validation images share a class; the fine-tuned model goes on."
+        return f"R@1 cannot be measured: {UNMEASURABLE}; the fine-tuned model goes on."
     verdict = "raised" if after.recall_at_1 > before.recall_at_1 else "did not raise"
     goes_on = "fine-tuned model" if chosen is after else "model as it came"
     return (

@@ -16,7 +16,7 @@ from retrieval.images import Limits
 from retrieval.indexing import index_of
 from retrieval.quarantine import check_fraction, quarantine
 from retrieval.sources import Record, Source, SourceOptions, limit_classes, open_source
-from retrieval.splits import Labelled, Shares, assign_splits, check_measurable
+from retrieval.splits import Labelled, Shares, assign_splits, check_measurable, what_validation_lacks
 from retrieval.staging import Decoding, stage, staged_images
 from retrieval.tracking import step_run
 
@@ -59,6 +59,8 @@ def prepare_data(params: Params, dataset: OutputPath, data_report: OutputPath) -
         run.log_metrics(numbers | {"images_per_second": images_per_second})
         run.log_artifact(data_report, name="data_report.html")
         print(summary(numbers, report, params.split))
+        if lacks := what_validation_lacks(splits, labelled.classes, params.validation_fraction > 0):
+            print(f"prepare_data: {lacks}")
     facts: dict[str, Scalar] = {
         "images_per_second": round(images_per_second, 1),
         "digest": store.digest,

@@ -22,6 +22,7 @@ from retrieval.image_batches import ImageBatches
 from retrieval.integration import learn_integration
 from retrieval.metrics import recall_at_1
 from retrieval.models import EmbeddingModel, ModelConfig, build_network, save_model
+from retrieval.splits import UNMEASURABLE, can_measure
 from retrieval.tracking import StepRun, step_run
 from retrieval.training import History, Schedule, fit
 from retrieval.weights import load_weights
@@ -173,13 +174,13 @@ def validation_numbers(data: Dataset, pooled: Tensor, values: Tensor, widths: di
         widths: features of each depth, by its number and in the order of `pooled`.
 
     Returns:
-        Numbers by name; none without two validation images of a class.
+        Numbers by name; none where R@1 cannot be measured on validation.
     """
     rows = data.rows("validation")
-    labels = torch.from_numpy(data.labels[rows])
-    if len(rows) == len(labels.unique()):
-        distributed.say(f"pretrain: {len(rows)} validation images have no two of a class; R@1 is not measured.")
+    if not can_measure(data.labels[rows]):
+        distributed.say(f"pretrain: R@1 is not measured: {UNMEASURABLE}.")
         return {}
+    labels = torch.from_numpy(data.labels[rows])
     parts = pooled[rows].split(list(widths.values()), dim=1)
     depths = {depth: recall_at_1(part, labels) for depth, part in zip(widths, parts, strict=True)}
     together, integrated = recall_at_1(pooled[rows], labels), recall_at_1(values[rows], labels)

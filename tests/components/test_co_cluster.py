@@ -166,14 +166,17 @@ def test_without_labels_a_given_strength_is_taken(tmp_path: Path) -> None:
     np.testing.assert_array_equal(clusters.targets, normalised(features_of()))
 
 
-def test_without_pairs_in_validation_nothing_is_adjusted_and_it_is_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("validation", [[], [2, 18, 34]])  # none, and three images of one class
+def test_where_validation_can_measure_nothing_nothing_is_adjusted_and_it_is_said(
+    tmp_path: Path, validation: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = write_dataset(tmp_path / "dataset", split=np.array(["train", "train", "train", "test"] * (IMAGES // 4)))
+    split = np.array(["train", "train", "train", "test"] * (IMAGES // 4), dtype="<U10")
+    split[validation] = "validation"
+    data = write_dataset(tmp_path / "dataset", split=split)
     metadata, _ = run(tmp_path, features_of(), data)
     assert metadata["adjusted_by"] == "none"
     assert not [name for name in metadata if name.startswith("validation")]
-    assert "no two validation images share a class" in capsys.readouterr().out
+    assert "the validation images have no two classes, or no two images of one: none at 0" in capsys.readouterr().out
 
 
 def test_the_pictures_are_part_of_the_artifact_and_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,7 +93,7 @@ def test_every_loss_trains_without_adjusting(tmp_path: Path, loss: str) -> None:
     outputs = finetune_metric(params, dataset, clusters, tmp_path / "model")["model"]
     assert outputs["loss"] == loss
     assert outputs["learning_rate"] == 0.01
-    assert outputs["validation_recall_at_1"] == 1  # one class
+    assert "validation_recall_at_1" not in outputs, "of a single class every answer is right"
     assert outputs["adjust_by"] == "none"
 
 

@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 from components.finetune_softmax.params import Params
 from components.finetune_softmax.step import finetune_softmax, what_it_did
 from components.launch import Outputs
-from retrieval.candidates import Candidate, Embedded, better_of
+from retrieval.candidates import Candidate, Embedded, Judge, better_of, joined_with_features
 from retrieval.dataset import INDEX_SCHEMA, Dataset, save_dataset
 from retrieval.features import embed, save_features
 from retrieval.metrics import recall_at_1
@@ -47,8 +47,8 @@ def write_features(folder: Path, told: float) -> None:
     """A backbone, and features of which those of a class are the nearer to one another the more is told."""
     torch.manual_seed(1)
     backbone = build_network(ModelConfig(image_size=8, dimension=3, channels=(4, 4, 8)))
-    digest = save_model(folder / "backbone", backbone, {}, {}).digest
     data = Dataset(folder / "dataset")
+    digest = save_model(folder / "backbone", backbone, {"dataset": data.digest}, {}).digest
     noise = np.random.default_rng(2).normal(size=(len(data), 3))
     values = torch.tensor(told * np.eye(3)[data.labels] + noise)
     save_features(folder / "features", values, data.digest, {}, digest)
@@ -66,6 +66,8 @@ def test_it_raises_the_network_and_says_so(tmp_path: Path, capsys: pytest.Captur
     outputs = tune(Params(**SMALL), dataset, model, tmp_path / "tuned")["tuned_model"]
     assert outputs["validation_recall_at_1"] > 0.75
     assert outputs["validation_accuracy"] > 0.75
+    assert outputs["softmax_loss"] > 0
+    assert outputs["epochs"] == 15
     assert outputs["images_per_second"] > 0
     shown = capsys.readouterr().out
     assert "60 images of 8 px, 30 of 3 classes to train on; four_layer, d = 16" in shown
@@ -115,6 +117,18 @@ def test_accuracy_is_not_measured_on_classes_it_never_saw(tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("mlflow_home")
+def test_nothing_is_chosen_on_validation_images_of_one_class(tmp_path: Path) -> None:
+    dataset, model = write_inputs(tmp_path, shared_classes=False)
+    write_features(tmp_path, told=9.0)
+    outputs = tune(Params(**SMALL | {"softmax_epochs": 1}, join="auto"), dataset, model, tmp_path / "tuned")
+    assert not [name for name in outputs["tuned_model"] if name.startswith("validation_recall_at_1")]
+    facts = read_model_manifest(tmp_path / "tuned").facts
+    assert (facts["softmax"], facts["refinement"], facts["joined"]) == ("fine-tuned", "none", "none")
+    for name in ("softmax_why", "refinement_why", "joined_why"):
+        assert "the validation images have no two classes" in facts[name]
+
+
+@pytest.mark.usefixtures("mlflow_home")
 def test_a_rate_too_high_stops_and_names_the_step(tmp_path: Path) -> None:
     dataset, model = write_inputs(tmp_path)
     with pytest.raises(ValueError, match=r"finetune_softmax: the loss is (nan|inf) at step \d+ of 45"):
@@ -130,6 +144,11 @@ def test_fine_tuning_that_harms_leaves_the_model_as_it_came(tmp_path: Path) -> N
     assert outputs["validation_recall_at_1_after"] < outputs["validation_recall_at_1_before"]
     good, tuned = load_model(tmp_path / "good").state_dict(), load_model(tmp_path / "tuned").state_dict()
     assert all(torch.equal(good[name], tuned[name]) for name in good)
+    facts = read_model_manifest(tmp_path / "tuned").facts
+    assert (facts["epochs"], outputs["epochs"]) == (0, 0)
+    for told in (outputs, facts):
+        assert not {"validation_accuracy", "softmax_loss"} & told.keys(), "they are of the model that was left"
+    assert facts["images_per_second"] > 0  # it was trained
 
 
 @pytest.mark.usefixtures("mlflow_home")
@@ -162,6 +181,35 @@ def test_features_are_joined_as_validation_gains_by_them(
     else:
         assert recall >= alone["validation_recall_at_1"]
         assert ("joined: none" in manifest.facts["joined_why"]) == (tuned.config.joined is None)
+
+
+@pytest.mark.usefixtures("mlflow_home")
+def test_features_of_another_backbone_are_refused_before_anything_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset, model = write_inputs(tmp_path)
+    write_features(tmp_path, told=1.0)
+    other = build_network(ModelConfig(image_size=8, dimension=3, channels=(4, 4, 8)))
+    digest = save_model(tmp_path / "backbone", other, {"dataset": Dataset(dataset).digest}, {}).digest
+    with pytest.raises(ValueError, match=f"were made by backbone .* not by the one given, {digest[:12]}; give the"):
+        tune(Params(**SMALL, join="0.5"), dataset, model, tmp_path / "tuned")
+    assert "epoch" not in capsys.readouterr().out
+    alone, judge = of("before", 0.5), Judge(Dataset(dataset), torch.arange(30) % 3, "none", torch.device("cpu"))
+    with pytest.raises(ValueError, match="were made by backbone"):
+        joined_with_features("auto", alone, judge, tmp_path / "backbone", tmp_path / "features")
+
+
+@pytest.mark.usefixtures("mlflow_home")
+@pytest.mark.parametrize("labels", ["given", "none"])
+@pytest.mark.parametrize(("made_from", "shown"), [({"dataset": "f" * 64}, "f" * 12), ({}, "unknown")])
+def test_a_backbone_of_another_dataset_is_refused(
+    tmp_path: Path, labels: str, made_from: dict[str, str], shown: str
+) -> None:
+    dataset, model = write_inputs(tmp_path)
+    write_features(tmp_path, told=1.0)
+    save_model(tmp_path / "backbone", load_model(tmp_path / "backbone"), made_from, {})
+    with pytest.raises(ValueError, match=f"was trained on dataset {shown}, not on the dataset given, .* Run pretrain"):
+        tune(Params(**SMALL, labels=labels, join="0.5"), dataset, model, tmp_path / "tuned")
 
 
 @pytest.mark.usefixtures("mlflow_home")
@@ -212,6 +260,22 @@ def test_without_labels_the_model_goes_on_as_it_came(tmp_path: Path, capsys: pyt
     weights = [(folder / "weights.safetensors").read_bytes() for folder in (model, tmp_path / "tuned")]
     assert weights[0] == weights[1]
     assert read_model_manifest(tmp_path / "tuned").made_from["model"] == read_model_manifest(model).digest
+
+
+@pytest.mark.usefixtures("mlflow_home")
+@pytest.mark.parametrize("join", ["none", "0.25"])
+def test_without_labels_only_what_stays_true_is_said_of_the_model_again(tmp_path: Path, join: str) -> None:
+    dataset, model = write_inputs(tmp_path)
+    write_features(tmp_path, 1.0)
+    decided = {"network": "four_layer", "loss": "triplet", "loss_why": "few images a class", "resize": "drawing"}
+    measured = {"images_per_second": 4502.1, "validation_recall_at_1": 0.6, "without_labels_adds": 0.1}
+    counted = {"parameters": 10216, "epochs": 3, "dimension": 16}
+    save_model(model, load_model(model), {}, decided | measured | counted)
+    outputs = tune(Params(**SMALL, labels="none", join=join), dataset, model, tmp_path / "tuned")["tuned_model"]
+    facts = read_model_manifest(tmp_path / "tuned").facts
+    assert decided.items() <= facts.items()
+    assert not (measured | {"parameters": 0}).keys() & (facts | outputs).keys()
+    assert (facts["epochs"], facts["dimension"]) == (0, 16 if join == "none" else 19)
 
 
 @pytest.mark.usefixtures("mlflow_home")

@@ -233,8 +233,18 @@ def test_disjoint_pools_the_splits_of_the_source(tmp_path):
     lay_sound(tmp_path / "in", prefix="test", first=1000)
     dataset, *_ = run(tmp_path, source="folder", location=str(tmp_path / "in"), split="disjoint", test_fraction=0.34)
     of = {split: {*dataset.labels[dataset.rows(split)].tolist()} for split in ("train", "validation", "test")}
-    assert {split: len(labels) for split, labels in of.items()} == {"train": 3, "validation": 1, "test": 2}
+    assert {split: len(labels) for split, labels in of.items()} == {"train": 2, "validation": 2, "test": 2}
     assert len(set.union(*of.values())) == 6
+
+
+def test_a_validation_that_can_measure_nothing_is_told_in_log_and_report(tmp_path, capsys):
+    where = {"source": "folder", "location": str(lay_sound(tmp_path / "in", "abcde")), "image_size": 16}
+    told = "0 validation images of 0 class(es): R@1 takes two classes and two images of one"
+    *_, page = run(tmp_path, "1", split="disjoint", test_fraction=0.4, **where)
+    assert f"prepare_data: {told}" in capsys.readouterr().out
+    assert told in page
+    *_, page = run(tmp_path, "2", split="disjoint", test_fraction=0.4, validation_fraction=0.0, **where)
+    assert told not in page + capsys.readouterr().out
 
 
 def test_parquet_gives_the_pixels_of_the_folder(tmp_path):

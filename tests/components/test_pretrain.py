@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,12 @@ def test_what_each_depth_and_the_integration_add_is_measured(data: Dataset, caps
     assert numbers["validation_recall_at_1_pooled"] == recall_at_1(torch.cat([noise, told], 1)[rows], labels[rows])
     assert numbers["integration_adds"] == 0
     assert "depth 3 alone 100.0%; laid end to end" in capsys.readouterr().out
+
+
+def test_validation_images_of_one_class_measure_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    data = SimpleNamespace(rows=lambda _: np.arange(3), labels=np.array([1, 1, 1, 0, 2]))
+    assert step.validation_numbers(data, torch.eye(5), torch.eye(5), {1: 5}) == {}
+    assert "R@1 is not measured: the validation images have no two classes" in capsys.readouterr().out
 
 
 def test_given_weights_are_warmed_up_and_from_scratch_is_not(

@@ -129,8 +129,13 @@ def test_the_threshold_on_test_is_what_its_rows_say(closed: Dataset, vectors: Te
     assert threshold.validation_precision >= 0.9
 
 
-def test_without_validation_images_no_threshold_is_chosen(tmp_path: Path, vectors: Tensor) -> None:
-    data = dataset_of(tmp_path / "data", ["train", "test"] * 20, np.arange(40) // 2 % 4)
+@pytest.mark.parametrize("validation", [[], [0, 8, 16]])  # none, and three images of one class
+def test_without_validation_images_that_measure_no_threshold_is_chosen(
+    tmp_path: Path, validation: list[int], vectors: Tensor
+) -> None:
+    splits = np.array(["train", "test"] * 20, dtype="<U10")
+    splits[validation] = "validation"
+    data = dataset_of(tmp_path / "data", splits.tolist(), np.arange(40) // 2 % 4)
     evaluation, _, _ = judge({"model": lambda rows: vectors[rows]}, data, "m" * 64, OPTIONS)
     assert (evaluation.threshold.reached, evaluation.threshold.value) == (False, None)
     assert evaluation.threshold.validation_queries == 0
@@ -152,9 +157,12 @@ def test_classes_never_trained_on_have_no_training_gallery(tmp_path: Path, vecto
     assert [rows.tolist() for rows in asked] == [data.rows("test").tolist()]
 
 
-def test_test_images_without_a_pair_are_refused(tmp_path: Path, vectors: Tensor) -> None:
-    data = dataset_of(tmp_path / "data", ["train", "train", "test"], np.array([0, 0, 0]))
-    with pytest.raises(ValueError, match="The 1 test images have no two of one class"):
+@pytest.mark.parametrize("labels", [[0, 0, 0, 1], [0, 0, 1, 1]])
+def test_test_images_of_one_class_or_without_a_pair_are_refused(
+    tmp_path: Path, labels: list[int], vectors: Tensor
+) -> None:
+    data = dataset_of(tmp_path / "data", ["train", "train", "test", "test"], np.array(labels))
+    with pytest.raises(ValueError, match="The 2 test images have no two classes, or no two images of one"):
         measure_stage("model", lambda rows: vectors[rows], data, OPTIONS)
 
 

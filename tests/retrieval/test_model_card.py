@@ -1,12 +1,13 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from retrieval.evaluation import Acceptance, ClassRecall, Evaluation, Speed
 from retrieval.manifest import write_manifest
-from retrieval.model_card import LONGEST, model_card, shortened, weak_classes
+from retrieval.model_card import LONGEST, model_card, shortened, use, weak_classes
 from retrieval.model_folder import FORMAT_VERSION, KIND
 from tests.components.test_promote import measured
 
@@ -51,17 +52,48 @@ def test_a_card_says_how_good_from_what_and_how(tmp_path: Path, evaluation: Eval
         "It raised R@1.",
         "pretrain 61 s",
         "embeds 1,500 images a second",
-        "no similarity was found",
+        "trust no similarity: none was chosen, for R@1 could not be measured on validation",
     ):
         assert text in card, text
     sections = [line for line in card.splitlines() if line.startswith("## ")]
     assert sections == ["## Figures", "## Weak classes", "## Data", "## Method", "## Cost", "## Use"]
 
 
-def test_a_threshold_is_told_where_there_is_one(tmp_path: Path, evaluation: Evaluation) -> None:
-    values = {field.name: getattr(evaluation.threshold, field.name) for field in dataclasses.fields(Acceptance)}
-    found = dataclasses.replace(evaluation, threshold=Acceptance(**(values | {"value": 0.75})))
-    assert "from the cosine similarity 0.7500 on" in card_of(tmp_path, found, {}, {})
+CHOSEN = Acceptance(0.9, True, 0.75, 80, 0.93, 0.9, 0.96, 0.8, precision_low=0.92, verdict="accepted")
+POOR = {"precision": 0.5, "precision_low": 0.4, "verdict": "not accepted"}
+UNDECIDED = {"precision": 0.91, "precision_low": 0.85, "verdict": "inconclusive"}
+UNREACHED = {"precision": None, "coverage": 0.0, "precision_low": None, "verdict": "inconclusive"}
+NOT_FOUND = {"reached": False, "value": None, "precision": None, "precision_low": None, "verdict": "no threshold"}
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        (
+            {},
+            "trust an answer from the cosine similarity 0.7500 on: accepted on test, where 80.00% of the queries have "
+            "such an answer and 96.00% of those are right (92.00% or more with 95 % confidence; asked for: 90.00%)",
+        ),
+        (
+            POOR,
+            "trust no similarity: 0.7500, chosen on validation, is not accepted on test, where 80.00% of the queries "
+            "have such an answer and 50.00% of those are right (40.00% or more",
+        ),
+        (UNDECIDED, "trust no similarity: 0.7500, chosen on validation, is inconclusive on test, where 80.00%"),
+        (UNREACHED, "trust no similarity: 0.7500, chosen on validation, is inconclusive on test, where no query has"),
+        (NOT_FOUND, "trust no similarity: none gives 90.00% right answers to the 80 validation queries"),
+        (
+            NOT_FOUND | {"validation_queries": 0},
+            "trust no similarity: none was chosen, for R@1 could not be measured on validation",
+        ),
+    ],
+)
+def test_of_trust_it_is_spoken_only_where_test_accepts_it(
+    evaluation: Evaluation, found: dict[str, Any], told: str
+) -> None:
+    judged = dataclasses.replace(evaluation, threshold=dataclasses.replace(CHOSEN, **found))
+    (said,) = [line for line in use("digits", judged) if "trust" in line]
+    assert said.startswith(told)
 
 
 def test_the_weakest_classes_come_first(evaluation: Evaluation) -> None:

@@ -2,11 +2,22 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrieval.splits import CLASS_ORDERS, SPLITTERS, Labelled, Shares, assign_splits, check_measurable, held_out_count
+from retrieval.splits import (
+    CLASS_ORDERS,
+    SPLITTERS,
+    Labelled,
+    Shares,
+    assign_splits,
+    can_measure,
+    check_measurable,
+    held_out_count,
+    what_validation_lacks,
+)
 
 SHARES = Shares(test=0.2, validation=0.1, seed=0)
 
@@ -115,8 +126,54 @@ def test_no_group_is_in_two_splits(class_order, seed, groups, each):
     assert all(len(found) == 1 for found in of_group.values())
     counted = Counter(next(iter(found)) for found in of_group.values())
     test = max(round(groups * 0.3), 1)
-    validation = max(round((groups - test) * 0.2), 1)
-    assert counted == {"test": test, "validation": validation, "train": groups - test - validation}
+    enough = 2 if each == 1 else 1  # groups that hold two classes
+    validation = max(round((groups - test) * 0.2), enough) if groups - test - enough >= 2 else 0
+    expected = {"test": test, "validation": validation, "train": groups - test - validation}
+    assert counted == {split: count for split, count in expected.items() if count}
+
+
+@pytest.mark.parametrize(
+    ("classes", "test", "expected"),
+    [
+        (10, 0.2, {"train": 6, "validation": 2, "test": 2}),
+        (6, 0.34, {"train": 2, "validation": 2, "test": 2}),
+        (5, 0.4, {"train": 3, "validation": 0, "test": 2}),  # with two for validation one were left to train
+        (4, 0.5, {"train": 2, "validation": 0, "test": 2}),
+    ],
+)
+@pytest.mark.parametrize("class_order", CLASS_ORDERS)
+def test_validation_has_two_classes_or_none(classes, test, expected, class_order):
+    given_images = images({f"class {number}": 4 for number in range(classes)})
+    splits = assign_splits("disjoint", given_images, Shares(test, 0.1, 0, class_order))
+    assert {split: len(names) for split, names in classes_of(splits, given_images).items()} == expected
+    told = what_validation_lacks(splits, given_images.classes)
+    assert bool(told) == (not expected["validation"])
+    if told:
+        assert told.startswith("0 validation images of 0 class(es): R@1 takes two classes")
+        assert "give more classes" in told
+
+
+def test_one_group_of_many_classes_is_enough_and_groups_of_one_class_are_taken_by_two():
+    shares = Shares(0.2, 0.1, 0, "listed", "group")
+    many = images({f"{group}/{letter}": 4 for group in range(6) for letter in "ab"})
+    assert classes_of(assign_splits("disjoint", many, shares), many)["validation"] == ["4/a", "4/b"]
+    alone = images({f"{group}/a": 4 for group in range(6)})
+    assert classes_of(assign_splits("disjoint", alone, shares), alone)["validation"] == ["3/a", "4/a"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [("", False), ("a", False), ("aaa", False), ("abc", False), ("aab", True), ("aabb", True)],
+)
+def test_r_at_1_takes_two_classes_and_two_images_of_one(labels, expected):
+    assert can_measure(list(labels)) == expected
+    assert can_measure(np.array([ord(letter) for letter in labels])) == expected
+
+
+def test_a_source_whose_validation_is_one_class_is_told():
+    told = what_validation_lacks(["validation"] * 3 + ["train"] * 4, ["a"] * 3 + ["a", "a", "b", "b"], asked=False)
+    assert told.startswith("3 validation images of 1 class(es)")
+    assert what_validation_lacks(["train", "test"], ["a", "a"], asked=False) == ""
 
 
 def test_groups_need_nested_names():
@@ -147,7 +204,7 @@ def test_own_carves_validation_by_classes_when_test_classes_are_unseen():
     by_class: dict[str, set[str]] = {}
     for name, split in zip(train.classes, splits, strict=False):
         by_class.setdefault(name, set()).add(split)
-    assert sorted(map(sorted, by_class.values())) == [["train"]] * 9 + [["validation"]]
+    assert sorted(map(sorted, by_class.values())) == [["train"]] * 8 + [["validation"]] * 2
 
 
 def test_own_keeps_the_validation_of_the_source():
