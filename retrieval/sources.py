@@ -54,6 +54,7 @@ PICTURE_ENDINGS = {  # the first row can be read; a file of the second is a pict
         ".cr2",
     ),
 }
+NO_LABEL = -1  # where Hugging Face's metadata names the whole numbers
 DOWNLOADS_AT_ONCE = 8  # in each decoding process
 
 Content = bytes | np.ndarray | RefusedImageError
@@ -392,10 +393,10 @@ def _list_rows(
     splits = table["split"].to_pylist() if "split" in columns else [split] * len(labels)
     for row, (label, own) in enumerate(zip(labels, splits, strict=True)):
         name = f"{readable(file)}#{row:07d}"
-        if label is None:
+        class_name = _class_name(label, names, name)
+        if not class_name.strip():
             ignored.append((name, "no label in this row"))
         else:
-            class_name = names[label] if names and 0 <= label < len(names) else str(label)
             records.append(Record(name, class_name, SPLIT_NAMES.get(str(own), ""), (file, row)))
 
 
@@ -422,6 +423,18 @@ def _check_columns(path: Path, options: SourceOptions) -> list[str]:
             f"Column '{options.label_column}' of '{path}' holds {label}; it must hold texts or whole numbers."
         )
     return [options.label_column, *({"split"} & set(schema.names) - {options.label_column})]
+
+
+def _class_name(label: str | int | None, names: list[str], row: str) -> str:
+    """The class of a label; empty where there is none, which Hugging Face's whole numbers say by NO_LABEL."""
+    if label is None or isinstance(label, str) or not names:
+        return "" if label is None else str(label)
+    if label != NO_LABEL and not 0 <= label < len(names):
+        raise ValueError(
+            f"{row} has the label {label}; the file's metadata names {len(names)} classes, 0 to {len(names) - 1}, and "
+            f"{NO_LABEL} is none. Mend the label or the names, or take the names out of the metadata."
+        )
+    return "" if label == NO_LABEL else names[label]
 
 
 def _class_names(schema: pa.Schema, label_column: str) -> list[str]:
