@@ -34,6 +34,7 @@ from retrieval.listing import (
 )
 from retrieval.object_store import Address, list_objects, read_object, s3_client
 
+# Looked up in small letters: folders and the column of Parquet may have them in capitals.
 SPLIT_NAMES = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
 PICTURE_ENDINGS = {  # the first row can be read; a file of the second is a picture too, and is refused by name
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
@@ -247,7 +248,7 @@ def arrange(listed: list[Listed]) -> tuple[list[Record], list[tuple[str, str]]]:
     ignored: list[tuple[str, str]] = []
     for entry in listed:
         *folders, name = entry.path.split("/")
-        split = SPLIT_NAMES[folders.pop(0)] if with_splits and folders and not _is_hidden(entry.path) else ""
+        split = SPLIT_NAMES[folders.pop(0).lower()] if with_splits and folders and not _is_hidden(entry.path) else ""
         reason = _reason_to_ignore(entry, folders, name)
         if reason:
             ignored.append((readable(entry.path), reason))
@@ -347,7 +348,7 @@ def _reason_to_ignore(entry: Listed, folders: list[str], name: str) -> str:
 def _has_splits(tops: set[str]) -> bool:
     """Whether the folders at the root are splits, not classes."""
     seen = {top for top in tops if not _is_hidden(top)}
-    splits = seen & set(SPLIT_NAMES)
+    splits = {top for top in seen if top.lower() in SPLIT_NAMES}
     if len(splits) >= 2 and seen != splits:
         raise ValueError(
             f"The root holds the splits {', '.join(sorted(splits))} "
@@ -397,7 +398,7 @@ def _list_rows(
         if not class_name.strip():
             ignored.append((name, "no label in this row"))
         else:
-            records.append(Record(name, class_name, SPLIT_NAMES.get(str(own), ""), (file, row)))
+            records.append(Record(name, class_name, SPLIT_NAMES.get(str(own).lower(), ""), (file, row)))
 
 
 def _check_columns(path: Path, options: SourceOptions) -> list[str]:

@@ -51,6 +51,18 @@ def test_a_folder_with_splits(tmp_path):
     ]
 
 
+def test_splits_are_known_in_capitals_too(tmp_path):
+    source = open_source("folder", lay(tmp_path, "Train/cat/a.png", "VAL/cat/b.png", "Test/dog/c.png"), OPTIONS)
+    assert listing(source) == [
+        ("Test/dog/c.png", "dog", "test"),
+        ("Train/cat/a.png", "cat", "train"),
+        ("VAL/cat/b.png", "cat", "validation"),
+    ]
+    lay(tmp_path, "cat/d.png")
+    with pytest.raises(ValueError, match="splits Test, Train, VAL and beside them cat"):
+        open_source("folder", str(tmp_path), OPTIONS)
+
+
 def test_one_class_may_be_called_train(tmp_path):
     source = open_source("folder", lay(tmp_path, "train/a.png", "plane/b.png"), OPTIONS)
     assert listing(source) == [("plane/b.png", "plane", ""), ("train/a.png", "train", "")]
@@ -271,7 +283,7 @@ def test_a_label_beyond_the_names_is_refused(tmp_path, label):
 
 
 def test_parquet_with_a_split_column(tmp_path):
-    path = write_parquet(tmp_path / "all.parquet", image=[b"1", b"2"], label=[0, 0], split=["train", "test"])
+    path = write_parquet(tmp_path / "all.parquet", image=[b"1", b"2"], label=[0, 0], split=["train", "Test"])
     assert [record.split for record in open_source("parquet", path, OPTIONS).records] == ["train", "test"]
 
 
