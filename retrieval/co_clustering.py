@@ -141,6 +141,7 @@ def choose_clusters(singular_values: np.ndarray, rows: int, classes: int) -> tup
     Where the classes are unknown, IMAGES_PER_CLUSTER decide in place of them.
 
     A strong singular value, at least twice its successor, ends the blocks; j after the trivial one make j + 1 blocks.
+    Blocks hold LEAST_IMAGES_PER_CLUSTER on average, or are two: a later fall is the end of the rank of few rows.
     Features of photographs fall off smoothly and show none; there 4 to 10 clusters a class kept R@1 best.
 
     Args:
@@ -151,13 +152,13 @@ def choose_clusters(singular_values: np.ndarray, rows: int, classes: int) -> tup
     Returns:
         The number and the reason.
     """
-    ratios = np.where(singular_values[:-1] >= STRONG, singular_values[:-1] / singular_values[1:], 0)
+    most = max(rows // LEAST_IMAGES_PER_CLUSTER, 2)
+    ratios = np.where(singular_values[:-1] >= STRONG, singular_values[:-1] / singular_values[1:], 0)[: most - 1]
     if len(ratios) and ratios.max() >= CLEAR_GAP:
         blocks = int(ratios.argmax()) + 2
         return blocks, f"the spectrum falls off after {blocks} blocks, by a factor of {ratios.max():.1f}"
     if not classes:
         return max(rows // IMAGES_PER_CLUSTER, 2), f"the spectrum shows no gap: {IMAGES_PER_CLUSTER} images a cluster"
-    most = max(rows // LEAST_IMAGES_PER_CLUSTER, 2)
     if CLUSTERS_PER_CLASS * classes <= most:
         return (
             CLUSTERS_PER_CLASS * classes,

@@ -183,7 +183,7 @@ class FurtherDataset:
 
     Attributes:
         name: as it was asked for.
-        images: of its test split, or all where it has none.
+        images: of its test split, or all where it has none, less those left out.
         whole: whether all images were taken.
         classes: among the queries.
         queries: images that have another one of their class.
@@ -194,6 +194,7 @@ class FurtherDataset:
         image_size: of the stored images, in pixels; they were brought to the model's size where it is another.
         model_image_size: what the model was made for.
         dataset_digest: of the dataset.
+        left_out: images neither searched for nor found, for the model was trained on them or chosen by them.
     """
 
     name: str
@@ -208,6 +209,7 @@ class FurtherDataset:
     image_size: int
     model_image_size: int
     dataset_digest: str
+    left_out: int = 0
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+LEAST_IMAGES = 3  # of a batch
+
 
 class Relations(nn.Module):
     """Makes the cosines among the images of a batch rise and fall with the targets' (Park et al., CVPR 2019).
@@ -28,7 +30,17 @@ class Relations(nn.Module):
         self.register_buffer("targets", directions(targets), persistent=False)
 
     def forward(self, outputs: Tensor, labels: Tensor, positions: Tensor) -> Tensor:  # noqa: ARG002
-        """The loss of a batch: outputs (b, d), positions (b,) int64; labels are not used."""
+        """The loss of a batch: outputs (b, d), positions (b,) int64; labels are not used.
+
+        Raises:
+            ValueError: fewer than LEAST_IMAGES images: of a single pair nothing rises and falls, the loss is always 1.
+        """
+        if len(outputs) < LEAST_IMAGES:
+            raise ValueError(
+                f"A batch of {len(outputs)} images has {len(outputs) * (len(outputs) - 1) // 2} pair(s); relations are "
+                f"learned from how pairs differ, which takes {LEAST_IMAGES} images: raise batch_size, or draw the "
+                "network by something else than relations."
+            )
         wanted = _cosines_of_pairs(self.targets[positions])
         given = _cosines_of_pairs(normalize(outputs, dim=1))
         wanted, given = wanted - wanted.mean(), given - given.mean()

@@ -1,6 +1,6 @@
 """How a model does where it was not trained to: with parts of the image missing, and on images of other datasets."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 
 import numpy as np
@@ -69,16 +69,22 @@ def mean_colour(dataset: Dataset) -> Tensor:
     return (torch.tensor(mean) * 255).round().to(torch.uint8)
 
 
-def open_datasets(folders: str, resize: str = "crop") -> dict[str, Dataset]:
+def known_images(dataset: Dataset) -> set[str]:
+    """The sha256 of the images that a model of the dataset was trained on or chosen by."""
+    return set(dataset.index["sha256"].take(dataset.rows("train", "validation")).to_pylist())
+
+
+def open_datasets(folders: str, known: Set[str], resize: str = "crop") -> dict[str, Dataset]:
     """The dataset folders of a text, separated by commas, by the text that names each.
 
     Args:
         folders: the text.
+        known: sha256 of the images that the model was trained on or chosen by.
         resize: how the model's images were fitted; theirs must be alike.
 
     Raises:
         ValueError: one is no dataset, is named twice, was fitted in another way, or cannot be measured: its test images
-            (all, where it has none for test) have fewer than two classes of two images.
+            (all, where it has none for test) have fewer than two classes of two images that are not known.
     """
     found: dict[str, Dataset] = {}
     for name in filter(None, (part.strip() for part in folders.split(","))):
@@ -91,11 +97,13 @@ def open_datasets(folders: str, resize: str = "crop") -> dict[str, Dataset]:
                 f"further_datasets names '{name}', which cannot be read as a dataset: {error} "
                 "Give folders that prepare_data wrote, separated by commas."
             ) from error
-        labels = found[name].labels[rows_to_measure(found[name])]
+        rows, left_out = rows_to_measure(found[name], known)
+        labels = found[name].labels[rows]
         if len(np.unique(labels[with_positive(labels)])) < 2:
+            but = f" (and {left_out:,} that the model was trained on or chosen by)" if left_out else ""
             raise ValueError(
-                f"further_datasets names '{name}', whose {len(labels):,} images have fewer than two classes of two "
-                "images: nothing can be measured. Prepare it with more images to test on."
+                f"further_datasets names '{name}', whose {len(labels):,} images{but} have fewer than two classes of "
+                "two images: nothing can be measured. Prepare it with more images to test on."
             )
         if found[name].resize != resize:
             raise ValueError(
@@ -105,27 +113,38 @@ def open_datasets(folders: str, resize: str = "crop") -> dict[str, Dataset]:
     return found
 
 
-def rows_to_measure(dataset: Dataset) -> np.ndarray:
-    """The test rows of a further dataset, or all where it has none."""
+def rows_to_measure(dataset: Dataset, known: Set[str]) -> tuple[np.ndarray, int]:
+    """The test rows of a further dataset, or all where it has none, without known images; and how many these were."""
     test = dataset.rows("test")
-    return test if len(test) else np.arange(len(dataset))
+    rows = test if len(test) else np.arange(len(dataset))
+    new = np.array([image not in known for image in dataset.index["sha256"].take(rows).to_pylist()], bool)
+    return rows[new], int((~new).sum())
 
 
 def further_dataset(
-    name: str, dataset: Dataset, embedder: Embedder, resamples: int = 2000, seed: int = 0
+    name: str, dataset: Dataset, known: Set[str], embedder: Embedder, resamples: int = 2000, seed: int = 0
 ) -> FurtherDataset:
     """The model on another dataset's images, searched among each other; and their pixels, as the least to beat.
 
-    Images of another size than the model's are brought to it, bilinear and with antialiasing, a batch at a time.
+    Images of another size than the model's are brought to it, bilinear and with antialiasing, a batch at a time. Known
+    images are left out, of the queries and of what is searched; how many is printed.
 
     Args:
         name: of the dataset, for the report.
         dataset: its test images are taken, or all where it has none.
+        known: sha256 of the images that the model was trained on or chosen by.
         embedder: of the model.
         resamples: of the class bootstrap.
         seed: of the class bootstrap.
     """
-    rows, device, size = rows_to_measure(dataset), embedder.device, embedder.model.config.image_size
+    rows, left_out = rows_to_measure(dataset, known)
+    if left_out:
+        print(
+            f"Further dataset {name}: the model was trained on {left_out:,} of its {left_out + len(rows):,} images or "
+            "chosen by them; they are left out.",
+            flush=True,
+        )
+    device, size = embedder.device, embedder.model.config.image_size
     labels = torch.from_numpy(dataset.labels[rows])
     found = retrieval_metrics(embedder.changed(rows, resized(size), dataset).to(device), labels)
     queried = dataset.labels[rows[found.query_rows]]
@@ -143,6 +162,7 @@ def further_dataset(
         image_size=dataset.image_size,
         model_image_size=size,
         dataset_digest=dataset.digest,
+        left_out=left_out,
     )
 
 

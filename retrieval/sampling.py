@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+FEW = 20  # one image of so many may sit out an epoch
 IMAGES_OF_A_CLASS = 4  # in a balanced batch, where nothing else is asked for
 
 
@@ -15,8 +16,10 @@ def shuffled_order(count: int, batch_size: int, seed: int, epoch: int, processes
     """An epoch of plain shuffled batches, each image at most once.
 
     All batches are of one size: the largest, up to `batch_size`, that shares the images out evenly and can be split
-    among the processes. The few images that remain over (fewer than steps * processes) sit out this epoch; another
-    epoch leaves out others.
+    among the processes. The few images that remain over sit out this epoch; another epoch leaves out others. Where
+    these would be more than one of FEW, as happens with batches of fewer than FEW images a process, the size is the one
+    above half the largest that leaves out fewest, the larger of two that leave out few. So a process has batches of one
+    image only where there is no room for two.
 
     Args:
         count: number of images.
@@ -36,11 +39,20 @@ def shuffled_order(count: int, batch_size: int, seed: int, epoch: int, processes
         raise ValueError(
             f"batch_size is {batch_size} and there are {count} images; each of {processes} processes needs one."
         )
-    steps = -(-count // most)
-    size = max(count // steps // processes, 1) * processes
-    steps = min(steps, count // size)
+    steps, size = _steps_and_size(count, most, processes)
     order = np.random.default_rng((seed, epoch)).permutation(count)
     return torch.from_numpy(order[: steps * size].reshape(steps, size))
+
+
+def _steps_and_size(count: int, most: int, processes: int) -> tuple[int, int]:
+    """Of the batches of an epoch; see shuffled_order. `most` is a multiple of the processes, up to the count."""
+    steps = -(-count // most)
+    size = max(count // steps // processes, 1) * processes
+    steps, few = min(steps, count // size), count // FEW
+    if count - steps * size > few:
+        size = min(range(most, most // 2, -processes), key=lambda other: max(count % other, few))
+        steps = count // size
+    return steps, size
 
 
 def balanced_order(labels: Tensor, classes_per_batch: int, images_per_class: int, seed: int, epoch: int) -> Tensor:

@@ -34,6 +34,7 @@ from retrieval.listing import (
 )
 from retrieval.object_store import Address, list_objects, read_object, s3_client
 
+# Looked up in small letters: folders and the column of Parquet may have them in capitals.
 SPLIT_NAMES = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
 PICTURE_ENDINGS = {  # the first row can be read; a file of the second is a picture too, and is refused by name
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
@@ -54,6 +55,7 @@ PICTURE_ENDINGS = {  # the first row can be read; a file of the second is a pict
         ".cr2",
     ),
 }
+NO_LABEL = -1  # where Hugging Face's metadata names the whole numbers
 DOWNLOADS_AT_ONCE = 8  # in each decoding process
 
 Content = bytes | np.ndarray | RefusedImageError
@@ -246,7 +248,7 @@ def arrange(listed: list[Listed]) -> tuple[list[Record], list[tuple[str, str]]]:
     ignored: list[tuple[str, str]] = []
     for entry in listed:
         *folders, name = entry.path.split("/")
-        split = SPLIT_NAMES[folders.pop(0)] if with_splits and folders and not _is_hidden(entry.path) else ""
+        split = SPLIT_NAMES[folders.pop(0).lower()] if with_splits and folders and not _is_hidden(entry.path) else ""
         reason = _reason_to_ignore(entry, folders, name)
         if reason:
             ignored.append((readable(entry.path), reason))
@@ -346,7 +348,7 @@ def _reason_to_ignore(entry: Listed, folders: list[str], name: str) -> str:
 def _has_splits(tops: set[str]) -> bool:
     """Whether the folders at the root are splits, not classes."""
     seen = {top for top in tops if not _is_hidden(top)}
-    splits = seen & set(SPLIT_NAMES)
+    splits = {top for top in seen if top.lower() in SPLIT_NAMES}
     if len(splits) >= 2 and seen != splits:
         raise ValueError(
             f"The root holds the splits {', '.join(sorted(splits))} "
@@ -392,11 +394,11 @@ def _list_rows(
     splits = table["split"].to_pylist() if "split" in columns else [split] * len(labels)
     for row, (label, own) in enumerate(zip(labels, splits, strict=True)):
         name = f"{readable(file)}#{row:07d}"
-        if label is None:
+        class_name = _class_name(label, names, name)
+        if not class_name.strip():
             ignored.append((name, "no label in this row"))
         else:
-            class_name = names[label] if names and 0 <= label < len(names) else str(label)
-            records.append(Record(name, class_name, SPLIT_NAMES.get(str(own), ""), (file, row)))
+            records.append(Record(name, class_name, SPLIT_NAMES.get(str(own).lower(), ""), (file, row)))
 
 
 def _check_columns(path: Path, options: SourceOptions) -> list[str]:
@@ -422,6 +424,18 @@ def _check_columns(path: Path, options: SourceOptions) -> list[str]:
             f"Column '{options.label_column}' of '{path}' holds {label}; it must hold texts or whole numbers."
         )
     return [options.label_column, *({"split"} & set(schema.names) - {options.label_column})]
+
+
+def _class_name(label: str | int | None, names: list[str], row: str) -> str:
+    """The class of a label; empty where there is none, which Hugging Face's whole numbers say by NO_LABEL."""
+    if label is None or isinstance(label, str) or not names:
+        return "" if label is None else str(label)
+    if label != NO_LABEL and not 0 <= label < len(names):
+        raise ValueError(
+            f"{row} has the label {label}; the file's metadata names {len(names)} classes, 0 to {len(names) - 1}, and "
+            f"{NO_LABEL} is none. Mend the label or the names, or take the names out of the metadata."
+        )
+    return "" if label == NO_LABEL else names[label]
 
 
 def _class_names(schema: pa.Schema, label_column: str) -> list[str]:

@@ -126,6 +126,9 @@ def own(images: Labelled, shares: Shares) -> list[str]:
     """The source's train and test. Validation is the source's too, or carved from train.
 
     It is carved by classes when no test class is in train, else stratified.
+
+    Raises:
+        ValueError: an image without split, or an order or groups of classes where none is held out whole.
     """
     found = set(images.own)
     if "" in found or not {"train", "test"} <= found:
@@ -135,12 +138,19 @@ def own(images: Labelled, shares: Shares) -> list[str]:
             f"{' and images without one' if '' in found and len(found) > 1 else ''}. "
             "Use split=closed or split=disjoint."
         )
-    if "validation" in found or not shares.validation:
-        return list(images.own)
     training = [row for row, split in enumerate(images.own) if split == "train"]
     classes = {images.classes[row] for row in training}
     unseen = classes.isdisjoint(images.classes[row] for row, split in enumerate(images.own) if split == "test")
+    carved = "validation" not in found and bool(shares.validation)
+    if (shares.class_order, shares.disjoint_by) != ("drawn", "class") and not (carved and unseen):
+        raise ValueError(
+            f"class_order is {shares.class_order} and disjoint_by is {shares.disjoint_by}; split=own holds classes out "
+            "whole only where no test class is in train and validation is carved from it. Leave the two as they are, "
+            "or use split=disjoint."
+        )
     splits = list(images.own)
+    if not carved:
+        return splits
     if unseen:
         _classes_to("validation", splits, training, images, shares.validation, shares)
     else:

@@ -27,7 +27,7 @@ from retrieval.measurement import Embed, Judged, Options, judge
 from retrieval.model_folder import read_model_manifest
 from retrieval.pictures import taken, wanted
 from retrieval.report import render_report
-from retrieval.robustness import further_dataset, missing_parts, open_datasets
+from retrieval.robustness import further_dataset, known_images, missing_parts, open_datasets
 from retrieval.scoring import answers_of, champion_answers
 from retrieval.similarity import feature_learning
 from retrieval.tracking import step_run
@@ -58,7 +58,7 @@ def evaluate(
     """
     with step_run("evaluate", params) as run:
         images, device = Dataset(dataset), pick_device(params.device)
-        others = open_datasets(params.further_datasets, images.resize)
+        others = open_datasets(params.further_datasets, known_images(images), images.resize)
         run.set_tags({"rankone.device": describe(device)})
         print(
             f"evaluate: {len(images.rows('test')):,} test and {len(images.rows('validation')):,} validation images "
@@ -119,11 +119,12 @@ def in_full(
     judged: Judged, model: Embedder, images: Dataset, others: Mapping[str, Dataset], params: Params
 ) -> Evaluation:
     """What was judged, with the model on images of which parts are missing and on further datasets."""
+    known = known_images(images)
     return replace(
         judged.evaluation,
         missing_parts=missing_parts(model, images, judged.embeddings, params.occlusion_queries, params.seed),
         further_datasets=tuple(
-            further_dataset(name, other, model, params.bootstrap_resamples, params.seed)
+            further_dataset(name, other, known, model, params.bootstrap_resamples, params.seed)
             for name, other in others.items()
         ),
         training_images=len(images.rows("train")),

@@ -23,6 +23,7 @@ LOSSES = (
 POOLINGS = ("auto", "gem", "average", "max", "flatten")
 POOL_KINDS = ("max", "average")
 ADJUST_BY = ("relations", "clusters", "centres")
+LEAST_IMAGES_OF_RELATIONS = 3
 RATIO = 2.0  # alpha and beta where nothing else is said: the usual doubling wherever the map is halved
 RATIO_LIMIT = 1000.0  # far beyond any network; no count of channels overflows
 FOUR_LAYER = "four_layer"
@@ -122,6 +123,11 @@ class Params:
             raise ValueError(f"learning_rate is '{self.learning_rate}'; give auto or a number above 0, e.g. 0.05.")
         if self.adjust_epochs + self.metric_epochs == 0:
             raise ValueError("adjust_epochs and metric_epochs are both 0: nothing would be trained; raise one.")
+        if self.adjust_by == "relations" and self.adjust_epochs and self.batch_size < LEAST_IMAGES_OF_RELATIONS:
+            raise ValueError(
+                f"batch_size is {self.batch_size} with adjust_by=relations, which are learned from how pairs differ: "
+                f"give {LEAST_IMAGES_OF_RELATIONS} images or more, or another adjust_by."
+            )
         for name in ("classes_per_batch", "images_per_class"):
             if getattr(self, name) < 0 or getattr(self, name) == 1:
                 raise ValueError(

@@ -27,7 +27,8 @@ class Params:
         label_smoothing: share of each label that is spread over all classes, from 0 to below 1.
         average_from: share of the steps after which the weights of all further steps are averaged; 1 averages none.
         refine: how the embeddings are refined at the end: auto (as validation images gain by it), none, or how far they
-            are drawn to the centres of the training classes after half-whitening, from 0 (whitened only) to 1.
+            are drawn to the centres of the training classes after half-whitening, from 0 (whitened only) to 1. With
+            labels=none there is nothing to learn it from: auto or none.
         join: whether the features of pretrain are laid beside the embedding: none, auto (as validation images gain by
             it), or their share in the similarity, from 0 to 1. The model then carries both networks and embeds at the
             speed of both. With labels=none, which sees no gain, none or a share.
@@ -73,6 +74,11 @@ class Params:
             raise ValueError(f"join is '{self.join}'; give none, auto or a number from 0 to 1, e.g. 0.5.")
         if self.join == "auto" and self.labels == "none":
             raise ValueError("join is 'auto' with labels=none, where no class says what gains; give a share, e.g. 0.5.")
+        if self.labels == "none" and self.refine not in ("auto", "none"):
+            raise ValueError(
+                f"refine is '{self.refine}' with labels=none, where the model goes on as it came: there are no classes "
+                "to draw embeddings to. Leave refine at auto, or give labels."
+            )
         if not 0 <= self.average_from <= 1:
             raise ValueError(f"average_from is {self.average_from}; it is a share of the steps, from 0 to 1.")
         if not 0 <= self.weight_decay < 1 or not 0 <= self.label_smoothing < 1:

@@ -34,7 +34,7 @@ class Params:
         parquet_label_column: column with texts or whole numbers.
         max_pixels: width times height of a picture, checked before it is decoded; a larger one is quarantined.
         min_side: shorter side of a picture in pixels; a smaller one is quarantined.
-        max_images_per_class: a seeded choice of so many of each class (and of each own split); 0 takes all.
+        max_images_per_class: a seeded choice of so many of each class, with split=own in each split; 0 takes all.
         max_quarantined_fraction: share of the images that may be quarantined; beyond it the step fails.
         workers: processes that decode; 0 for one a processor.
         seed: of the choices of images and splits.
@@ -69,6 +69,7 @@ class Params:
                 f"class_order is {self.class_order} and disjoint_by is {self.disjoint_by}; split=closed holds no class "
                 "out whole. Use split=disjoint, or leave the two as they are."
             )
+        self._check_own()
         if self.source in ("folder", "parquet", "s3") and not self.location:
             raise ValueError(f"location is empty; source '{self.source}' needs the place of its images there.")
         if self.source == "s3" and not self.location.startswith("s3://"):
@@ -81,6 +82,20 @@ class Params:
             asked = f"location is '{self.location}'" if self.location else "split is own"
             raise ValueError(f"{asked}; the digits ship inside scikit-learn, without location and without own split.")
         self._check_numbers()
+
+    def _check_own(self) -> None:
+        if self.split != "own":
+            return
+        if self.test_fraction != Params.test_fraction:
+            raise ValueError(
+                f"test_fraction is {self.test_fraction}; split=own takes the source's test images. Leave test_fraction "
+                "as it is, or use split=closed or split=disjoint."
+            )
+        if not self.validation_fraction and (self.class_order, self.disjoint_by) != ("drawn", "class"):
+            raise ValueError(
+                f"class_order is {self.class_order} and disjoint_by is {self.disjoint_by}; split=own with "
+                "validation_fraction=0 holds no class out. Use split=disjoint, or leave the two as they are."
+            )
 
     def _check_numbers(self) -> None:
         if not 0 < self.test_fraction < 1:

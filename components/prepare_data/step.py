@@ -80,15 +80,18 @@ def listed(params: Params) -> tuple[Source, list[Record]]:
         max_bytes=limits.max_bytes,
     )
     source = open_source(params.source, params.location, options)
-    records = limit_classes(source.records, params.max_images_per_class, params.seed)
-    if params.split == "own":
-        return source, records
+    records = source.records if params.split == "own" else without_own_split(source.records, params.split)
+    return source, limit_classes(records, params.max_images_per_class, params.seed)
+
+
+def without_own_split(records: list[Record], split: str) -> list[Record]:
+    """The records as if the source had no split of its own, which is said."""
     if own := ", ".join(sorted({record.split for record in records} - {""})):
         print(
-            f"prepare_data: the source's own split ({own}) is set aside, for split={params.split} divides all images "
+            f"prepare_data: the source's own split ({own}) is set aside, for split={split} divides all images "
             "anew; -p split=own keeps it"
         )
-    return source, [replace(record, split="") for record in records]
+    return [replace(record, split="") for record in records]
 
 
 def settings(params: Params) -> dict[str, str | int | float]:

@@ -81,7 +81,7 @@ def save_images(
         "class_name": [f"class {label}" for label in labels],
         "split": np.repeat(splits, 90 // len(splits)),
         "source": [f"{row}.png" for row in range(90)],
-        "sha256": [f"{row:064d}" for row in range(90)],
+        "sha256": [f"{seed:032d}{row:032d}" for row in range(90)],
         "width": [image_size] * 90,
         "height": [image_size] * 90,
     }
@@ -197,6 +197,19 @@ def test_further_datasets_get_a_row_each(made: Made, tmp_path: Path) -> None:
     assert "12 px, brought to 8 px; all images, it has none for test" in page
     manifest = json.loads((tmp_path / "evaluation" / "manifest.json").read_text())
     assert manifest["made_from"][f"further dataset {larger.folder}"] == larger.digest
+
+
+def test_further_images_that_the_model_was_trained_on_are_left_out(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = save_images(tmp_path / "again", splits=["test"] * 90)
+    fewer = Params(**SMALL | {"gallery_queries": 0, "occlusion_queries": 0}, further_datasets=str(again.folder))
+    evaluate(fewer, **made.paths(evaluation=tmp_path / "evaluation", report=tmp_path / "report"))
+    measured = load_evaluation(tmp_path / "evaluation")
+    (further,) = measured.further_datasets
+    assert (further.images, further.left_out, further.recall_at_1) == (30, 60, measured.recall_at_1)
+    assert "the model was trained on 60 of its 90 images or chosen by them" in capsys.readouterr().out
+    assert "60 more are left out, which the model was trained on or chosen by" in (tmp_path / "report").read_text()
 
 
 def test_what_is_no_dataset_is_refused_before_anything_is_measured(

@@ -201,6 +201,7 @@ def test_channels_follow_from_the_two_ratios(given: dict[str, object], counts: t
         ({"images_per_class": 1}, "images_per_class is 1; a metric loss needs pairs"),
         ({"robust": "holes"}, "Unknown robust 'holes'; choose one of: none, missing"),
         ({"adjust_by": "centers"}, "Unknown adjust_by 'centers'; choose one of: relations, clusters, centres"),
+        ({"adjust_by": "relations", "batch_size": 2}, "batch_size is 2 with adjust_by=relations"),
         ({"labels": "some"}, "Unknown labels 'some'; choose one of: given, none"),
         ({"label_rounds": 0}, "label_rounds is 0; it must be 1 or more"),
         ({"dimension": 0}, "dimension is 0; it must be 1 or more"),

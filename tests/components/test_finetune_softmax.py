@@ -308,6 +308,7 @@ def test_without_labels_a_given_share_of_the_features_is_joined(
         ({"refine": "1.5"}, "refine is '1.5'; give auto, none or a number from 0 to 1"),
         ({"join": "both"}, "join is 'both'; give none, auto or a number from 0 to 1"),
         ({"join": "auto", "labels": "none"}, "join is 'auto' with labels=none"),
+        ({"refine": "0.4", "labels": "none"}, "refine is '0.4' with labels=none"),
         ({"label_smoothing": 1.0}, "label_smoothing 1.0; both must be from 0 to below 1"),
         ({"labels": "some"}, "Unknown labels 'some'; choose one of: given, none"),
         ({"robust": "holes"}, "Unknown robust 'holes'"),

@@ -94,6 +94,15 @@ def test_a_closed_split_holds_no_class_out():
         Params(class_order="listed")
 
 
+def test_the_own_split_takes_the_test_images_of_the_source():
+    own = {"source": "cifar100", "split": "own"}
+    with pytest.raises(ValueError, match=r"test_fraction is 0.5; split=own takes the source's test images"):
+        Params(**own, test_fraction=0.5)
+    with pytest.raises(ValueError, match=r"disjoint_by is group; split=own with validation_fraction=0 holds no class"):
+        Params(**own, disjoint_by="group", validation_fraction=0.0)
+    assert Params(**own, class_order="listed").class_order == "listed"  # has a meaning where test classes are unseen
+
+
 def test_digits(tmp_path):
     dataset, metadata, page = run(tmp_path)
     assert (len(dataset), dataset.image_size, dataset.class_names) == (1797, 32, list("0123456789"))
@@ -265,6 +274,16 @@ def test_a_limit_of_images_is_told(tmp_path):
     assert len(dataset) == 24
     assert dataset.report()["not_chosen"] == 12
     assert "12 of 36 listed images were not read" in page
+
+
+def test_a_limit_of_images_counts_what_is_divided(tmp_path):
+    lay_sound(tmp_path / "in", "abc", prefix="train")
+    lay_sound(tmp_path / "in", "abc", prefix="test", first=1000)
+    where = {"source": "folder", "location": str(tmp_path / "in"), "max_images_per_class": 4}
+    own, *_ = run(tmp_path, "own", split="own", **where)
+    closed, *_ = run(tmp_path, "closed", split="closed", **where)
+    counted = [np.bincount(dataset.labels).tolist() for dataset in (own, closed)]
+    assert counted == [[8, 8, 8], [4, 4, 4]]
 
 
 def test_the_index_tells_the_picture(tmp_path):

@@ -381,6 +381,18 @@ def test_the_number_of_clusters_follows_the_spectrum_or_the_classes() -> None:
     assert "blocks" in choose_clusters(np.array([0.9, 0.8, 0.1]), rows=10_000, classes=3)[1]
 
 
+@pytest.mark.parametrize("images", [8, 12, 20])
+@pytest.mark.parametrize("classes", [0, 2])
+def test_the_end_of_the_rank_of_few_images_is_no_end_of_blocks(images: int, classes: int) -> None:
+    features = np.random.default_rng(images).standard_normal((images, 64), np.float32)
+    found = co_cluster(features, np.arange(images), clusters=0, classes=classes, seed=0)
+    assert found.clusters == 2
+    assert "the spectrum shows no gap" in found.why
+    falls_off = np.array([0.9, 0.8, 0.7, 0.1])
+    assert choose_clusters(falls_off, rows=32, classes=2)[1].startswith("the spectrum falls off after 4 blocks")
+    assert "no gap" in choose_clusters(falls_off, rows=31, classes=2)[1]
+
+
 @pytest.mark.parametrize("classes", [0, 5])
 def test_blocks_without_any_noise_are_counted_too(classes: int) -> None:
     """Their spectrum has no value beyond the gap."""

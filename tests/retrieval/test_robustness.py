@@ -15,6 +15,7 @@ from retrieval.occlusion import hide
 from retrieval.robustness import (
     HIDDEN,
     further_dataset,
+    known_images,
     mean_colour,
     missing_parts,
     open_datasets,
@@ -98,7 +99,7 @@ def test_the_mean_colour_is_that_of_the_training_images(data: Dataset) -> None:
 
 def test_another_dataset_is_measured_as_by_hand(embedder: Embedder, tmp_path: Path) -> None:
     other = dataset_of(tmp_path / "other", ["test", "train"] * 20, classes=4, image_size=12, seed=3)
-    found = further_dataset("other", other, embedder, resamples=100)
+    found = further_dataset("other", other, set(), embedder, resamples=100)
     rows = other.rows("test")
     images = torch.from_numpy(other.read(rows)).permute(0, 3, 1, 2)
     with torch.no_grad():
@@ -111,6 +112,30 @@ def test_another_dataset_is_measured_as_by_hand(embedder: Embedder, tmp_path: Pa
     assert (found.images, found.queries, found.whole, found.classes) == (20, 20, False, len(np.unique(labels)))
     assert (found.image_size, found.model_image_size, found.dataset_digest) == (12, 8, other.digest)
     assert found.recall_at_1_low <= found.recall_at_1 <= found.recall_at_1_high
+    assert found.left_out == 0
+
+
+def test_known_images_are_neither_searched_for_nor_found(
+    data: Dataset, embedder: Embedder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    splits = ["train", "validation", "test"] * 20
+    own = dataset_of(tmp_path / "own", splits)
+    known = known_images(own)
+    assert known == {f"{row:064d}" for row in range(60) if splits[row] != "test"}
+    other = dataset_of(tmp_path / "other", ["train", "test", "test", "test"] * 10, classes=4)
+    found = further_dataset("other", other, known, embedder, resamples=100)
+    rows = np.array([row for row in other.rows("test") if row % 3 == 2])
+    with torch.no_grad():
+        vectors = embedder.model(torch.from_numpy(other.read(rows)).permute(0, 3, 1, 2).float() / 255)
+    assert found.recall_at_1 == pytest.approx(
+        recall_by_loop(vectors, vectors, list(range(len(rows))), other.labels[rows])
+    )
+    assert (found.images, found.left_out) == (len(rows), 30 - len(rows))
+    assert (
+        f"trained on {30 - len(rows)} of its 30 images or chosen by them; they are left out" in capsys.readouterr().out
+    )
+    with pytest.raises(ValueError, match=r"whose 20 images \(and 40 that the model was .* chosen by\) have fewer than"):
+        open_datasets(str(dataset_of(tmp_path / "alike", ["train"] * 60).folder), known)
 
 
 def test_resizing_is_that_of_pillow_and_leaves_the_right_size_alone() -> None:
@@ -132,25 +157,25 @@ def test_pixels_are_at_most_32_a_side(tmp_path: Path) -> None:
 
 def test_datasets_are_opened_by_the_names_given(data: Dataset, tmp_path: Path) -> None:
     second = dataset_of(tmp_path / "second", ["train"] * 9)
-    assert open_datasets("") == {}
-    found = open_datasets(f" {data.folder} ,{second.folder},")
+    assert open_datasets("", set()) == {}
+    found = open_datasets(f" {data.folder} ,{second.folder},", set())
     assert list(found) == [str(data.folder), str(second.folder)]
     assert found[str(second.folder)].digest == second.digest
 
 
 def test_folders_that_cannot_be_measured_are_refused_by_name(data: Dataset, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="twice"):
-        open_datasets(f"{data.folder},{data.folder}")
+        open_datasets(f"{data.folder},{data.folder}", set())
     with pytest.raises(ValueError, match=r"nothing', which cannot be read as a dataset: .*Give folders"):
-        open_datasets(f"{data.folder},{tmp_path / 'nothing'}")
+        open_datasets(f"{data.folder},{tmp_path / 'nothing'}", set())
     lonely = dataset_of(tmp_path / "lonely", ["test"] * 3)
     single = dataset_of(tmp_path / "single", ["test"] * 3, classes=1)
     one_pair = dataset_of(tmp_path / "one pair", ["train"] * 2 + ["test"] * 3, classes=2)  # two classes, one query's
     for other in (lonely, single, one_pair):
         with pytest.raises(ValueError, match=f"{other.folder.name}', whose 3 images"):
-            open_datasets(str(other.folder))
+            open_datasets(str(other.folder), set())
     with pytest.raises(ValueError, match=r"were fitted by resize=crop, and the model's by resize=drawing"):
-        open_datasets(str(data.folder), resize="drawing")
+        open_datasets(str(data.folder), set(), resize="drawing")
 
 
 def test_images_with_another_of_their_class() -> None:

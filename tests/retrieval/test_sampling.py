@@ -3,7 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from retrieval.sampling import balanced_order, batch_shape, shuffled_order
@@ -24,6 +24,48 @@ def test_shuffled_batches_are_equal_and_leave_few_images_out(
     assert len(order.unique()) == order.numel()
     assert 0 <= int(order.min()) <= int(order.max()) < count
     assert count - order.numel() < max(steps * processes, size)
+
+
+def even_batches(count: int, batch: int, processes: int) -> tuple[int, int]:
+    """Steps and size of batches that share the images out evenly."""
+    most = min(batch, count) // processes * processes
+    steps = -(-count // most)
+    size = max(count // steps // processes, 1) * processes
+    return min(steps, count // size), size
+
+
+@given(st.integers(1, 3000), st.integers(1, 300), st.integers(1, 8))
+def test_other_batches_than_even_ones_are_taken_only_where_these_leave_many_images_out(
+    count: int, batch: int, processes: int
+) -> None:
+    assume(min(count, batch) >= processes)
+    steps, size = shuffled_order(count, batch, 0, 0, processes).shape
+    even_steps, even_size = even_batches(count, batch, processes)
+    most = min(batch, count) // processes * processes
+    seen = even_steps * even_size
+    if 20 * (count - seen) <= count:
+        assert (steps, size) == (even_steps, even_size)
+        return
+    assert size > processes or most == processes  # a batch of one image has no spread for batch norm
+    assert steps * size >= seen
+    larger = [other for other in range(size + 1, most + 1) if other % processes == 0]
+    assert all(count % other > max(count % size, count // 20) for other in larger)
+
+
+@pytest.mark.parametrize(
+    ("count", "batch", "processes", "shape"),
+    [
+        (101, 2, 1, (50, 2)),
+        (100, 3, 1, (33, 3)),
+        (1001, 16, 8, (62, 16)),
+        (3, 2, 1, (1, 2)),
+        (9, 8, 1, (1, 8)),
+        (260, 128, 8, (2, 128)),
+        (103, 8, 1, (14, 7)),
+    ],
+)
+def test_small_batches_leave_few_images_out(count: int, batch: int, processes: int, shape: tuple[int, int]) -> None:
+    assert shuffled_order(count, batch, 0, 0, processes).shape == shape
 
 
 def test_another_epoch_has_another_order_and_leaves_out_others() -> None:

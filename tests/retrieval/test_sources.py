@@ -51,6 +51,18 @@ def test_a_folder_with_splits(tmp_path):
     ]
 
 
+def test_splits_are_known_in_capitals_too(tmp_path):
+    source = open_source("folder", lay(tmp_path, "Train/cat/a.png", "VAL/cat/b.png", "Test/dog/c.png"), OPTIONS)
+    assert listing(source) == [
+        ("Test/dog/c.png", "dog", "test"),
+        ("Train/cat/a.png", "cat", "train"),
+        ("VAL/cat/b.png", "cat", "validation"),
+    ]
+    lay(tmp_path, "cat/d.png")
+    with pytest.raises(ValueError, match="splits Test, Train, VAL and beside them cat"):
+        open_source("folder", str(tmp_path), OPTIONS)
+
+
 def test_one_class_may_be_called_train(tmp_path):
     source = open_source("folder", lay(tmp_path, "train/a.png", "plane/b.png"), OPTIONS)
     assert listing(source) == [("plane/b.png", "plane", ""), ("train/a.png", "train", "")]
@@ -239,8 +251,39 @@ def test_parquet_as_hugging_face_writes_it(tmp_path):
     assert contents(source) == [b"1", b"2"]
 
 
+def test_parquet_rows_without_a_label_are_ignored_by_name(tmp_path):
+    write_parquet(tmp_path / "texts.parquet", image=[b"1", b"2", b"3"], label=["a", "", " "])
+    write_parquet(tmp_path / "signs.parquet", image=[b"4", b"5"], label=[-1, 1])  # without names any number is a class
+    source = open_source("parquet", str(tmp_path), OPTIONS)
+    assert [record.class_name for record in source.records] == ["-1", "1", "a"]
+    ignored = [(f"texts.parquet#000000{row}", "no label in this row") for row in (1, 2)]
+    assert source.ignored == ignored
+
+
+def write_named(path, labels: list) -> str:
+    table = pa.table({"image": [b"1"] * len(labels), "label": labels})
+    features = {"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(features)}), path)
+    return str(path)
+
+
+def test_hugging_faces_number_for_no_label_is_no_class(tmp_path):
+    source = open_source("parquet", write_named(tmp_path / "x.parquet", [0, -1, 1, None]), OPTIONS)
+    assert [record.class_name for record in source.records] == ["cat", "dog"]
+    assert source.ignored == [(f"x.parquet#000000{row}", "no label in this row") for row in (1, 3)]
+    texts = open_source("parquet", write_named(tmp_path / "y.parquet", ["cat", "owl"]), OPTIONS)
+    assert [record.class_name for record in texts.records] == ["cat", "owl"]
+
+
+@pytest.mark.parametrize("label", [2, -2])
+def test_a_label_beyond_the_names_is_refused(tmp_path, label):
+    path = write_named(tmp_path / "x.parquet", [0, label])
+    with pytest.raises(ValueError, match=rf"x\.parquet#0000001 has the label {label}; .* names 2 classes, 0 to 1"):
+        open_source("parquet", path, OPTIONS)
+
+
 def test_parquet_with_a_split_column(tmp_path):
-    path = write_parquet(tmp_path / "all.parquet", image=[b"1", b"2"], label=[0, 0], split=["train", "test"])
+    path = write_parquet(tmp_path / "all.parquet", image=[b"1", b"2"], label=[0, 0], split=["train", "Test"])
     assert [record.split for record in open_source("parquet", path, OPTIONS).records] == ["train", "test"]
 
 

@@ -207,6 +207,20 @@ def test_own_carves_validation_by_classes_when_test_classes_are_unseen():
     assert sorted(map(sorted, by_class.values())) == [["train"]] * 8 + [["validation"]] * 2
 
 
+@pytest.mark.parametrize("option", [{"class_order": "listed"}, {"disjoint_by": "group"}])
+def test_own_refuses_an_order_of_classes_that_are_not_held_out(option):
+    train, unseen = images({f"g{number % 3}/{number}": 3 for number in range(9)}, "train"), images({"h/a": 5}, "test")
+    parts = {
+        "carved by images": (joined(train, images({"g0/0": 5}, "test")), 0.2),
+        "of the source": (joined(train, unseen, images({"g0/0": 5}, "validation")), 0.2),
+        "none": (joined(train, unseen), 0.0),
+    }
+    for own_parts, validation in parts.values():
+        with pytest.raises(ValueError, match="only where no test class is in train and validation is carved from it"):
+            assign_splits("own", own_parts, Shares(0.2, validation, 0, **option))
+    assert "validation" in assign_splits("own", joined(train, unseen), Shares(0.2, 0.2, 0, **option))
+
+
 def test_own_keeps_the_validation_of_the_source():
     parts = joined(images({"a": 4}, "train"), images({"a": 2}, "validation"), images({"a": 3}, "test"))
     assert assign_splits("own", parts, SHARES) == list(parts.own)

@@ -320,6 +320,12 @@ def test_relations_refuse_targets_without_a_direction() -> None:
         Relations(targets)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_relations_refuse_a_batch_of_a_single_pair(count: int) -> None:
+    with pytest.raises(ValueError, match=rf"A batch of {count} images has {count - 1} pair\(s\); .* raise batch_size"):
+        Relations(torch.eye(5))(torch.randn(count, 4), LABELS[:count], torch.arange(count))
+
+
 def test_relations_that_are_met_cost_nothing() -> None:
     random = torch.Generator().manual_seed(0)
     targets = torch.randn((8, 5), generator=random)
