@@ -94,6 +94,9 @@ def render_report(
     recalls = listed_classes(evaluation.recall_by_class)
     page = environment.get_template(TEMPLATE).render(
         evaluation=evaluation,
+        without_labels=without_labels(evaluation, artifacts["tuned_model"].facts)
+        if "tuned_model" in artifacts
+        else None,
         splits=split_counts(dataset),
         settings=list(readable(dataset.report().get("settings", {"image size": dataset.image_size}))),
         choices=[choice for name, manifest in artifacts.items() for choice in choices_in(name, manifest.facts)],
@@ -117,6 +120,34 @@ def render_report(
         classes_left_out=len(evaluation.recall_by_class) - len(recalls),
     )
     return page.strip() + "\n"
+
+
+def without_labels(evaluation: Evaluation, facts: Mapping[str, Any]) -> str | None:
+    """How a model trained without labels compares with the pretrained features, and what to do where it is behind.
+
+    Args:
+        evaluation: whose first stage is the features, and whose last is the model.
+        facts: of the model's manifest.
+
+    Returns:
+        R@1 of both on the test images and the points between them, in words; None for a model trained with labels.
+    """
+    if facts.get("labels") != "none":
+        return None
+    own, features = evaluation.recall_at_1, evaluation.stages[0].recall_at_1
+    points = 100 * abs(own - features)
+    apart = f"{points:.1f} points" if points >= 0.05 else "less than 0.1 points"
+    found = "as good" if own == features else f"{apart} {'ahead' if own > features else 'behind'}"
+    said = (
+        f"labels=none: R@1 on the test images is {percent(own)} by the model and {percent(features)} by the pretrained "
+        f"features: the model is {found}."
+    )
+    if own >= features:
+        return said
+    joined = facts.get("joined", "none")
+    if joined != "none":
+        return f"{said} Already it carries the features with join={joined:g}; a greater share counts them more."
+    return f"{said} -p join=0.5 lets it carry the features too, at the speed of both networks."
 
 
 def chosen_queries(queries: pa.Table, count: int) -> tuple[pa.Table, pa.Table]:

@@ -95,7 +95,7 @@ def finetune_metric(params: Params, dataset: InputPath, clusters: InputPath, mod
             **{f"{name}_why": choice.why for name, choice in chosen.items()},
             **numbers,
         }
-        save_model(model, network.cpu(), made_from, described | {"resize": data.resize})
+        save_model(model, network.cpu(), made_from, described | {"resize": data.resize, "labels": params.labels})
     return {"model": described}
 
 

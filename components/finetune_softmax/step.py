@@ -25,7 +25,7 @@ from retrieval.training import History, Schedule, fit
 
 STAYS_TRUE = (  # of a model that goes on as it came, joined or not; its numbers are the other step's
     *("network", "adjust_by", "loss", "loss_why", "learning_rate", "learning_rate_why", "augment", "augment_why"),
-    "resize",
+    *("resize", "labels"),
 )
 
 
@@ -76,7 +76,8 @@ def finetune_softmax(
         tuned = decided["softmax"] == "fine-tuned"  # else loss and accuracy are of a model that was left
         trained = {"epochs": params.softmax_epochs, **learned} if tuned else {"epochs": 0}
         described = {**trained, "dimension": chosen.model.dimension, **numbers}
-        save_model(tuned_model, chosen.model.cpu(), made_from, described | decided | {"resize": data.resize})
+        known = {"resize": data.resize, "labels": params.labels}
+        save_model(tuned_model, chosen.model.cpu(), made_from, described | decided | known)
     return {"tuned_model": described}
 
 
@@ -114,7 +115,7 @@ def without_labels(
     manifest = read_model_manifest(model)
     made_from = {"dataset": data.digest, "model": manifest.digest}
     why = "labels=none: no classes to put a softmax layer over; the model goes on as it came."
-    facts = {name: manifest.facts[name] for name in STAYS_TRUE if name in manifest.facts}
+    facts = {"labels": "none"} | {name: manifest.facts[name] for name in STAYS_TRUE if name in manifest.facts}
     facts |= {"epochs": 0, "softmax": "as it came", "softmax_why": why}
     distributed.say(f"finetune_softmax: {why}")
     if join != "none":

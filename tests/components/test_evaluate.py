@@ -180,6 +180,24 @@ def test_the_speed_of_every_stage_is_told(made: Made, outputs: tuple[Path, dict[
     assert all(speed.search_queries_per_second > 0 for speed in measured.speeds)
 
 
+@pytest.mark.parametrize("labels", ["given", "none"])
+def test_a_model_trained_without_labels_is_told_beside_the_pretrained_features(
+    labels: str, made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = load_model(made.folder / "model")
+    save_model(tmp_path / "tuned", model, {"dataset": made.data.digest}, {"labels": labels, "joined": "none"})
+    paths = made.paths(tuned_model=tmp_path / "tuned", evaluation=tmp_path / "evaluation", report=tmp_path / "report")
+    measured = evaluate(Params(**SMALL | {"gallery_queries": 0, "occlusion_queries": 0}), **paths)["evaluation"]
+    found = re.search(r"evaluate: labels=none: R@1 on the test images is .*", capsys.readouterr().out)
+    page = (tmp_path / "report").read_text()
+    assert (found is not None) == ("labels=none: R@1 on the test images is" in page) == (labels == "none")
+    if found:
+        points = 100 * (measured["recall_at_1"] - measured["pretrain_recall_at_1"])
+        assert f"is {abs(points):.1f} points {'ahead' if points > 0 else 'behind'}." in found[0]
+        assert ("-p join=0.5" in found[0]) == (points < 0)
+        assert found[0].removeprefix("evaluate: ") in page
+
+
 def test_further_datasets_get_a_row_each(made: Made, tmp_path: Path) -> None:
     larger = save_images(tmp_path / "larger", seed=4, image_size=12, splits=["train"] * 90)
     folders = f"{made.folder / 'dataset'}, {larger.folder}"

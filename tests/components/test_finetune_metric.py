@@ -52,7 +52,8 @@ def test_the_network_learns_and_says_what_was_chosen(tmp_path: Path, capsys: pyt
     model = load_model(tmp_path / "model")
     assert model.config.channels == (4, 4, 8)
     assert outputs["parameters"] == sum(parameter.numel() for parameter in model.parameters())
-    assert read_model_manifest(tmp_path / "model").made_from["dataset"] == Dataset(dataset).digest
+    manifest = read_model_manifest(tmp_path / "model")
+    assert (manifest.made_from["dataset"], manifest.facts["labels"]) == (Dataset(dataset).digest, "given")
     shown = capsys.readouterr().out
     assert "finetune_metric: 60 images of 8 px, 30 of 3 classes to train on; targets of 5 dimensions" in shown
     assert "finetune_metric: batches of 3 classes x 5 images." in shown
@@ -120,6 +121,7 @@ def test_without_labels_the_clusters_are_the_classes_and_no_class_is_looked_at(
     outputs = finetune_metric(params, dataset, clusters, tmp_path / "model")["model"]
     shown = capsys.readouterr().out
     assert outputs["epochs"] == 7
+    assert read_model_manifest(tmp_path / "model").facts["labels"] == "none"
     assert "finetune_metric, labels=none: round 3 of 3: 3 clusters" in shown
     assert f"that of the adjusted features is {outputs['validation_recall_at_1_features']:.1%}" in shown
     adds = outputs["validation_recall_at_1"] - outputs["validation_recall_at_1_features"]

@@ -78,6 +78,7 @@ def test_it_raises_the_network_and_says_so(tmp_path: Path, capsys: pytest.Captur
     tuned, manifest = load_model(tmp_path / "tuned"), read_model_manifest(tmp_path / "tuned")
     assert tuned.dimension == outputs["dimension"]
     assert manifest.facts["softmax"] == ("fine-tuned" if after > before else "as it came")
+    assert manifest.facts["labels"] == "given"
     data = Dataset(dataset)
     rows = data.rows("validation")
     found = recall_at_1(embed(tuned, data, rows, torch.device("cpu")), torch.from_numpy(data.labels[rows]))
@@ -256,7 +257,8 @@ def test_without_labels_the_model_goes_on_as_it_came(tmp_path: Path, capsys: pyt
     outputs = tune(Params(**SMALL, labels="none"), dataset, model, tmp_path / "tuned")["tuned_model"]
     assert "labels=none: no classes to put a softmax layer over" in capsys.readouterr().out
     assert outputs["epochs"] == 0
-    assert read_model_manifest(tmp_path / "tuned").facts["softmax"] == "as it came"
+    facts = read_model_manifest(tmp_path / "tuned").facts
+    assert (facts["softmax"], facts["labels"]) == ("as it came", "none")
     weights = [(folder / "weights.safetensors").read_bytes() for folder in (model, tmp_path / "tuned")]
     assert weights[0] == weights[1]
     assert read_model_manifest(tmp_path / "tuned").made_from["model"] == read_model_manifest(model).digest

@@ -17,7 +17,16 @@ from retrieval.evaluation import Evaluation, FeatureLearning, FurtherDataset, Ke
 from retrieval.feature_map import FeatureMap
 from retrieval.manifest import Manifest
 from retrieval.measurement import Options, judge
-from retrieval.report import PAIRS_SHOWN, chosen_queries, data_uri, mixed, readable, render_report, swapped
+from retrieval.report import (
+    PAIRS_SHOWN,
+    chosen_queries,
+    data_uri,
+    mixed,
+    readable,
+    render_report,
+    swapped,
+    without_labels,
+)
 
 EVIL = "<script>alert('x')</script> & \"Söhne\""
 VOID = {"meta", "img", "link", "br", "hr", "input"}
@@ -200,6 +209,50 @@ def test_a_stage_that_is_clearly_ahead_of_the_model_is_named(
     assert "is clearly ahead of the model" in page.text
     assert "-p join=auto" in page.text
     assert "clearly ahead" not in Page(html).text
+
+
+@pytest.mark.parametrize(
+    ("model", "features", "joined", "said"),
+    [
+        (
+            0.412,
+            0.444,
+            "none",
+            "41.2 % by the model and 44.4 % by the pretrained features: the model is 3.2 points behind",
+        ),
+        (0.412, 0.444, "none", "-p join=0.5"),
+        (0.412, 0.444, 0.25, "Already it carries the features with join=0.25; a greater share counts them more"),
+        (
+            0.444,
+            0.412,
+            "none",
+            "44.4 % by the model and 41.2 % by the pretrained features: the model is 3.2 points ahead.",
+        ),
+        (0.4, 0.4, "none", "the model is as good."),
+        (0.4, 0.4003, "none", "the model is less than 0.1 points behind"),
+    ],
+)
+def test_a_model_trained_without_labels_is_told_beside_the_pretrained_features(
+    data: Dataset, evaluation: tuple[Evaluation, pa.Table], model: float, features: float, joined: object, said: str
+) -> None:
+    first, last = evaluation[0].stages
+    stages = (replace(first, recall_at_1=features), replace(last, recall_at_1=model))
+    measured = replace(evaluation[0], recall_at_1=model, recall_at_1_high=0.0, stages=stages)
+    facts = {"labels": "none", "joined": joined}
+    artifacts = artifacts_of(data) | {"tuned_model": Manifest("model", 1, "a" * 64, {}, {}, facts)}
+    page = Page(render_report(measured, evaluation[1], data, artifacts, gallery_queries=0)).text
+    assert said in page
+    assert ("-p join=0.5" in page) == (model < features and joined == "none")
+    assert "join=auto" not in page, "finetune_softmax refuses it with labels=none"
+    assert said in (without_labels(measured, facts) or "")
+
+
+def test_of_a_model_trained_with_labels_nothing_is_told_of_training_without(
+    evaluation: tuple[Evaluation, pa.Table], html: str
+) -> None:
+    assert without_labels(evaluation[0], {"labels": "given"}) is None
+    assert without_labels(evaluation[0], {}) is None
+    assert "labels=none" not in html
 
 
 def test_what_was_not_measured_has_no_section(html: str) -> None:
