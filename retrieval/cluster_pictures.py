@@ -1,5 +1,7 @@
 """Pictures of co-clusters: the matrix with its blocks along the diagonal, and what lies in each cluster."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -7,12 +9,16 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
+from retrieval.clusters import SHEET
 from retrieval.dataset import Dataset
 
 MOST_ROWS, MOST_COLUMNS = 160, 160  # cells of the picture; larger matrices are averaged
 CLUSTERS_RULED = 40  # more lines between clusters would hide what they part
-CLUSTERS_SHOWN, IMAGES_SHOWN = 24, 16  # of the sheet
-SIDE, MARGIN = 48, 3  # pixels
+IMAGES_SHOWN, IMAGES_OF_A_CLUSTER = 1_600, 16  # at most, on all sheets and of one cluster
+LINES = 24  # of a sheet
+SIDE, MARGIN, LABEL, TITLE = 40, 8, 80, 32  # pixels
+SHEET_WIDTH, TITLE_WIDTH = 864, 640  # pixels; the one at most, the other at least
+QUALITY = 60  # of a JPEG, up to 100
 INK, SOFT = "#1c2430", "#5c6777"
 
 
@@ -60,30 +66,101 @@ def block_matrix(matrix: np.ndarray, row_clusters: np.ndarray, column_clusters: 
     figure.savefig(path, dpi=110)
 
 
-def cluster_sheet(dataset: Dataset, rows: np.ndarray, clusters: np.ndarray, path: Path) -> None:
-    """Draw one line of images for each of the largest clusters, as a PNG.
+@dataclass(frozen=True)
+class Layout:
+    """How clusters are laid out on sheets, the largest first: down a column, then the next column, then a sheet.
+
+    Attributes:
+        clusters: that are not empty.
+        images: of each cluster, at most.
+        columns: of clusters on a sheet.
+    """
+
+    clusters: int
+    images: int
+    columns: int
+
+    @property
+    def shown(self) -> int:
+        """Clusters on all sheets."""
+        return min(self.clusters, IMAGES_SHOWN)
+
+    @property
+    def left_out(self) -> int:
+        """Clusters that are on no sheet: more of them than images may be shown."""
+        return self.clusters - self.shown
+
+    @property
+    def per_sheet(self) -> int:
+        """Clusters on a full sheet."""
+        return self.columns * LINES
+
+    @property
+    def sheets(self) -> int:
+        """How many sheets there are."""
+        return -(-self.shown // self.per_sheet)
+
+    @property
+    def cell(self) -> int:
+        """Width of a column in pixels."""
+        return LABEL + self.images * (SIDE + MARGIN)
+
+    def title(self, sheet: int) -> str:
+        """What a sheet shows; they are counted from 1."""
+        first, last = (sheet - 1) * self.per_sheet + 1, min(sheet * self.per_sheet, self.shown)
+        left_out = f"; the {self.left_out:,} smallest are not shown" if self.left_out else ""
+        return (
+            f"sheet {sheet} of {self.sheets}: clusters {first:,} to {last:,} of {self.clusters:,}, the largest first; "
+            f"up to {self.images} images of each{left_out}"
+        )
+
+
+def layout(clusters: int) -> Layout:
+    """How so many clusters are laid out: the fewer they are, the more images of each."""
+    images = min(max(IMAGES_SHOWN // max(clusters, 1), 1), IMAGES_OF_A_CLUSTER)
+    return Layout(clusters, images, columns=max(SHEET_WIDTH // (LABEL + images * (SIDE + MARGIN)), 1))
+
+
+def cluster_sheets(dataset: Dataset, rows: np.ndarray, clusters: np.ndarray, folder: Path) -> list[Path]:
+    """Draw images of every cluster that is not empty, the largest first, as JPEGs; photographs stay below 1 MB in all.
 
     Args:
         dataset: of the images.
         rows: (m,) rows of the dataset.
-        clusters: (m,) cluster of each of them.
-        path: where to.
+        clusters: (m,) cluster of each of them, -1 for none.
+        folder: where to; it must be there.
+
+    Returns:
+        The sheets in their order, by clusters.SHEET; of no clusters none.
     """
     sizes = np.bincount(clusters[clusters >= 0])
-    largest = [cluster for cluster in np.argsort(-sizes, kind="stable")[:CLUSTERS_SHOWN] if sizes[cluster]]
-    label_width, step = 120, SIDE + MARGIN
-    sheet = Image.new("RGB", (label_width + IMAGES_SHOWN * step, len(largest) * step + MARGIN), "white")
+    largest = np.argsort(-sizes, kind="stable")[: np.count_nonzero(sizes)]
+    plan = layout(len(largest))
+    order = np.argsort(clusters, kind="stable")
+    begins = np.searchsorted(clusters[order], np.arange(len(sizes) + 1))
+    paths = [folder / SHEET.format(sheet + 1) for sheet in range(plan.sheets)]
+    for sheet, path in enumerate(paths):
+        of_sheet = largest[sheet * plan.per_sheet : min((sheet + 1) * plan.per_sheet, plan.shown)]
+        members = {int(cluster): rows[order[begins[cluster] : begins[cluster + 1]]] for cluster in of_sheet}
+        draw_sheet(dataset, members, plan, plan.title(sheet + 1)).save(path, quality=QUALITY, optimize=True)
+    return paths
+
+
+def draw_sheet(dataset: Dataset, members: Mapping[int, np.ndarray], plan: Layout, title: str) -> Image.Image:
+    """One sheet: a line of images for each cluster, evenly spread over its rows of the dataset, under a title."""
+    step, lines = SIDE + MARGIN, min(len(members), LINES)
+    columns = -(-len(members) // LINES)
+    sheet = Image.new("RGB", (max(columns * plan.cell, TITLE_WIDTH), TITLE + lines * step), "white")
     pen = ImageDraw.Draw(sheet)
-    for line, cluster in enumerate(largest):
-        members = rows[clusters == cluster]
-        top = line * step + MARGIN
-        pen.text((6, top + SIDE // 2 - 12), f"cluster {cluster}", fill=INK)
-        pen.text((6, top + SIDE // 2 + 1), f"{len(members):,} images", fill=SOFT)
-        spread = members[np.linspace(0, len(members) - 1, min(IMAGES_SHOWN, len(members))).astype(int)]
+    pen.text((6, 7), title, fill=INK)
+    for number, (cluster, own) in enumerate(members.items()):
+        left, top = number // LINES * plan.cell, TITLE + number % LINES * step
+        pen.text((left + 6, top + SIDE // 2 - 12), f"cluster {cluster}", fill=INK)
+        pen.text((left + 6, top + SIDE // 2 + 1), f"{len(own):,} image{'' if len(own) == 1 else 's'}", fill=SOFT)
+        spread = own[np.linspace(0, len(own) - 1, min(plan.images, len(own))).astype(int)]
         for place, image in enumerate(dataset.read(spread)):
-            picture = Image.fromarray(image).resize((SIDE, SIDE))
-            sheet.paste(picture, (label_width + place * step, top))
-    sheet.save(path, optimize=True)
+            sheet.paste(Image.fromarray(image).resize((SIDE, SIDE)), (left + LABEL + place * step, top))
+    return sheet
 
 
 def _averaged(matrix: np.ndarray, rows: int, columns: int) -> np.ndarray:

@@ -13,6 +13,7 @@ from retrieval.manifest import Manifest, read_manifest, write_manifest
 
 KIND, FORMAT_VERSION = "clusters", 1
 TARGETS, ASSIGNMENTS, DIMENSIONS = "targets.npy", "assignments.parquet", "dimensions.parquet"
+BLOCK_MATRIX, SHEET = "block_matrix.png", "cluster_sheet_{:02d}.jpeg"  # pictures, see retrieval/cluster_pictures.py
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,12 @@ def load_clusters(folder: Path) -> Clusters:
         pq.read_table(folder / DIMENSIONS)["cluster"].to_numpy(),
         manifest,
     )
+
+
+def pictures_of(folder: Path) -> list[Path]:
+    """The pictures of a clusters folder: the block-ordered matrix, then the sheets; empty where none were drawn."""
+    sheets = sorted(folder.glob(SHEET.replace("{:02d}", "*")))
+    return [folder / BLOCK_MATRIX, *sheets] if sheets else []
 
 
 def _write_table(path: Path, key: str, clusters: np.ndarray) -> None:

@@ -12,8 +12,8 @@ from components.co_cluster.params import Params
 from components.launch import InputPath, OutputPath, Outputs, launch
 from retrieval import co_clustering
 from retrieval.cluster_map import CLUSTER_MAP, ClusterMap
-from retrieval.cluster_pictures import block_matrix, cluster_sheet
-from retrieval.clusters import save_clusters
+from retrieval.cluster_pictures import block_matrix, cluster_sheets
+from retrieval.clusters import BLOCK_MATRIX, save_clusters
 from retrieval.co_clustering import CoClustering, batches_of, sample_of
 from retrieval.dataset import Dataset
 from retrieval.feature_blocks import fisher_ratios, k_means_blocks
@@ -207,13 +207,14 @@ def purity(assigned: np.ndarray, labels: np.ndarray) -> float:
 def draw(
     folder: Path, fitted: CoClustering, data: Dataset, values: np.ndarray, image_clusters: np.ndarray
 ) -> list[Path]:
-    """The block-ordered matrix and a sheet of images a cluster, as files of the artifact."""
+    """The block-ordered matrix and sheets of images of every cluster, as files of the artifact; says where they lie."""
     train = data.rows("train")
     shown = few_of(train)
     matrix = fitted.cluster_map.matrix(np.concatenate(list(batches_of(values, shown))))
-    paths = [folder / "block_matrix.png", folder / "cluster_sheet.png"]
-    block_matrix(matrix, image_clusters[shown], fitted.column_clusters, paths[0])
-    cluster_sheet(data, train, image_clusters[train], paths[1])
+    block_matrix(matrix, image_clusters[shown], fitted.column_clusters, folder / BLOCK_MATRIX)
+    sheets = cluster_sheets(data, train, image_clusters[train], folder)
+    paths = [folder / BLOCK_MATRIX, *sheets]
+    print("co_cluster: the clusters are drawn in", *paths, sep="\n  ", flush=True)
     return paths
 
 

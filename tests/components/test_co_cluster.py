@@ -179,17 +179,21 @@ def test_where_validation_can_measure_nothing_nothing_is_adjusted_and_it_is_said
     assert "the validation images have no two classes, or no two images of one: none at 0" in capsys.readouterr().out
 
 
-def test_the_pictures_are_part_of_the_artifact_and_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pictures_are_part_of_the_artifact_and_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "pictures")  # which has this run alone
     _, clusters = run(tmp_path, features_of(), co_clusters=4)
-    for name in ("block_matrix.png", "cluster_sheet.png"):
+    said = capsys.readouterr().out
+    for name in ("block_matrix.png", "cluster_sheet_01.jpeg"):
+        assert f"{tmp_path / 'clusters' / name}\n" in said
         assert name in clusters.manifest.files
         with Image.open(tmp_path / "clusters" / name) as picture:
             assert min(picture.size) > 100
             assert len(np.unique(np.asarray(picture.convert("L")))) > 3
     tracked = client().search_runs([client().get_experiment_by_name("pictures").experiment_id])[0]
     listed = {file.path for file in client().list_artifacts(tracked.info.run_id, "clusters")}
-    assert listed == {"clusters/block_matrix.png", "clusters/cluster_sheet.png"}
+    assert listed == {"clusters/block_matrix.png", "clusters/cluster_sheet_01.jpeg"}
 
 
 def test_the_tables_have_a_row_an_image_and_a_row_a_dimension(tmp_path: Path) -> None:
