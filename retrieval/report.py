@@ -75,6 +75,7 @@ def render_report(
     artifacts: Mapping[str, Manifest],
     gallery_queries: int = 24,
     places: FeatureMap | None = None,
+    cluster_pictures: Sequence[Path] = (),
 ) -> str:
     """The page as text. Names of classes and files come from strangers: every one of them is escaped.
 
@@ -85,6 +86,8 @@ def render_report(
         artifacts: manifest of each artifact that led to the model, by name; their facts and digests are shown.
         gallery_queries: how many queries to show with their neighbours.
         places: where the test images lie by features and by embeddings; no map is drawn without it.
+        cluster_pictures: files of the block-ordered matrix and of the sheets of images, as clusters.pictures_of finds
+            them; the page holds the matrix and the first sheet, and names the others.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -110,6 +113,8 @@ def render_report(
         shares_hidden=sorted({part.share for part in evaluation.missing_parts}),
         hidden_by_shape=hidden_by_shape(evaluation.missing_parts),
         maps=maps(places, dataset) if places else None,
+        cluster_pictures=[uri_of_file(path) for path in cluster_pictures[:2]],
+        cluster_sheets=[path.name for path in cluster_pictures[1:]],
         mixed=mixed(evaluation.confusion, queries, dataset),
         swapped=swapped(queries, dataset),
         failures=answers(failures, dataset),
@@ -330,6 +335,11 @@ def _picture(dataset: Dataset, row: int, similarity: float | None = None, right:
         similarity=similarity,
         right=right,
     )
+
+
+def uri_of_file(path: Path) -> str:
+    """A picture file as a data URI; its ending says what it is: .png or .jpeg."""
+    return f"data:image/{path.suffix[1:]};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def data_uri(pixels: np.ndarray) -> str:

@@ -15,7 +15,7 @@ from components.launch import InputPath, OutputPath, Outputs, Scalar, launch
 from retrieval import registry
 from retrieval.answers import Answers
 from retrieval.changes import image_list
-from retrieval.clusters import load_clusters
+from retrieval.clusters import load_clusters, pictures_of
 from retrieval.dataset import Dataset
 from retrieval.devices import describe, pick_device
 from retrieval.drift import Reference, save_reference
@@ -102,7 +102,9 @@ def evaluate(
         keep_for_later(evaluation, images, measured, embeddings)
         save_evaluation(evaluation, measured, judged.queries, digests, answers, champion, kept)
         places = feature_map(vectors.values[rows], embeddings, images.labels[rows], seed=params.seed)
-        page = render_report(measured, judged.queries, images, artifacts, params.gallery_queries, places)
+        page = render_report(
+            measured, judged.queries, images, artifacts, params.gallery_queries, places, pictures_of(clusters)
+        )
         report.parent.mkdir(parents=True, exist_ok=True)
         report.write_text(page, encoding="utf-8")
         metadata = summary(measured, champion)

@@ -1,3 +1,4 @@
+import base64
 import dataclasses
 import io
 import json
@@ -18,7 +19,7 @@ from components.evaluate.step import evaluate
 from retrieval import promotion, registry, scoring
 from retrieval.answer_records import evaluations_of, find_answers, find_pictures
 from retrieval.answers import load_answers, same_queries
-from retrieval.clusters import save_clusters
+from retrieval.clusters import load_clusters, save_clusters
 from retrieval.dataset import Dataset, save_dataset
 from retrieval.evaluation import ANSWERS, CHAMPION_ANSWERS, PICTURES, load_evaluation, load_queries
 from retrieval.features import embed, save_features
@@ -180,6 +181,21 @@ def test_the_speed_of_every_stage_is_told(made: Made, outputs: tuple[Path, dict[
     assert all(speed.search_queries_per_second > 0 for speed in measured.speeds)
 
 
+def test_the_co_clusters_that_were_drawn_are_on_the_page(made: Made, tmp_path: Path) -> None:
+    (tmp_path / "clusters").mkdir()
+    for name in ("block_matrix.png", "cluster_sheet_01.jpeg"):
+        (tmp_path / "clusters" / name).write_bytes(name.encode())
+    targets, assigned = load_clusters(made.folder / "clusters").targets, np.zeros(90, np.int64)
+    from_data = {"dataset": made.data.digest}
+    save_clusters(tmp_path / "clusters", [targets], assigned, np.zeros(3, np.int64), from_data, {})
+    places = {"clusters": tmp_path / "clusters", "evaluation": tmp_path / "evaluation", "report": tmp_path / "report"}
+    evaluate(Params(**FEW), **made.paths(**places))
+    page = (tmp_path / "report").read_text()
+    assert "The co-clusters" in page
+    for name in ("block_matrix.png", "cluster_sheet_01.jpeg"):
+        assert base64.b64encode(name.encode()).decode() in page
+
+
 @pytest.mark.parametrize("labels", ["given", "none"])
 def test_a_model_trained_without_labels_is_told_beside_the_pretrained_features(
     labels: str, made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -187,7 +203,7 @@ def test_a_model_trained_without_labels_is_told_beside_the_pretrained_features(
     model = load_model(made.folder / "model")
     save_model(tmp_path / "tuned", model, {"dataset": made.data.digest}, {"labels": labels, "joined": "none"})
     paths = made.paths(tuned_model=tmp_path / "tuned", evaluation=tmp_path / "evaluation", report=tmp_path / "report")
-    measured = evaluate(Params(**SMALL | {"gallery_queries": 0, "occlusion_queries": 0}), **paths)["evaluation"]
+    measured = evaluate(Params(**FEW), **paths)["evaluation"]
     found = re.search(r"evaluate: labels=none: R@1 on the test images is .*", capsys.readouterr().out)
     page = (tmp_path / "report").read_text()
     assert (found is not None) == ("labels=none: R@1 on the test images is" in page) == (labels == "none")

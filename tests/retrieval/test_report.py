@@ -255,6 +255,25 @@ def test_of_a_model_trained_with_labels_nothing_is_told_of_training_without(
     assert "labels=none" not in html
 
 
+def test_the_co_clusters_are_shown_where_they_were_drawn(
+    data: Dataset, evaluation: tuple[Evaluation, pa.Table], html: str, tmp_path: Path
+) -> None:
+    pictures = [tmp_path / name for name in ("matrix.png", "sheet_01.jpeg", "sheet_02.jpeg")]
+    for number, path in enumerate(pictures):
+        path.write_bytes(bytes([number] * 30))
+    page = Page(render_report(*evaluation, data, artifacts_of(data), gallery_queries=0, cluster_pictures=pictures))
+    sources = [value for name, value in page.attributes if name == "src"]
+    wanted = [
+        f"data:image/{kind};base64,{base64.b64encode(bytes([number] * 30)).decode()}"
+        for number, kind in enumerate(("png", "jpeg", "jpeg"))
+    ]
+    assert [uri in sources for uri in wanted] == [True, True, False], "the matrix and the first sheet"
+    assert "the first of 2 sheets" in page.text
+    assert "sheet_01.jpeg to sheet_02.jpeg" in page.text
+    assert ("id", "clusters") in page.attributes
+    assert ("id", "clusters") not in Page(html).attributes
+
+
 def test_what_was_not_measured_has_no_section(html: str) -> None:
     ids = {value for name, value in Page(html).attributes if name == "id"}
     assert not ids & {"feature-learning", "missing-parts", "further-datasets"}
