@@ -60,6 +60,7 @@ def co_cluster(params: Params, dataset: InputPath, features: InputPath, clusters
         image_clusters = np.empty(len(values), np.int64)
         image_clusters[train] = fitted.row_clusters
         image_clusters[others] = assigned_to(fitted.cluster_map, values, others)
+        grouped_by: dict[str, ClusterMap | KMeans] = {CO_CLUSTERING: fitted.cluster_map, K_MEANS: control}
         assigned = {CO_CLUSTERING: image_clusters, K_MEANS: assigned_to(control, values, everything)}
         blocks = {CO_CLUSTERING: fitted.dimension_clusters, K_MEANS: plain_blocks(values, train, fitted, params.seed)}
         groupings = {way: group(params, data, values, assigned[way], blocks[way]) for way in assigned}
@@ -67,6 +68,7 @@ def co_cluster(params: Params, dataset: InputPath, features: InputPath, clusters
         print(f"co_cluster: {adjustment.why}.", flush=True)
 
         described = describe(fitted, adjustment, seconds)
+        described |= {"embedding_images_per_second": adjusting_rate(values, adjustment, groupings, grouped_by)}
         if params.labels == "given":
             described |= compare(image_clusters[train], data.labels[train])
         clusters.mkdir(parents=True, exist_ok=True)
@@ -172,6 +174,18 @@ def adjusted(
         start += len(batch)
 
 
+def adjusting_rate(
+    values: np.ndarray, adjustment: Adjustment, groupings: Groupings, grouped_by: dict[str, ClusterMap | KMeans]
+) -> float:
+    """How many images a second are placed in their cluster and adjusted; MOST_ROWS_SHOWN of them at most are timed."""
+    some = np.concatenate(list(batches_of(values, few_of(np.arange(len(values))))))
+    started = time.perf_counter()
+    ways = [adjustment.by] if adjustment.by in grouped_by else []  # no cluster is needed where nothing is drawn
+    assigned = {way: assigned_to(grouped_by[way], some, np.arange(len(some))) for way in ways}
+    images = sum(len(batch) for batch in adjusted(some, adjustment, groupings, assigned))
+    return round(images / max(time.perf_counter() - started, 1e-9), 1)
+
+
 def describe(fitted: CoClustering, adjustment: Adjustment, seconds: float) -> dict[str, str | int | float]:
     """What is reported: clusters, what was chosen and its evidence."""
     recalls = {
@@ -189,6 +203,7 @@ def describe(fitted: CoClustering, adjustment: Adjustment, seconds: float) -> di
         "zero_rows": fitted.zero_rows,
         "zero_columns": fitted.zero_columns,
         "seconds": round(seconds, 3),
+        "images_per_second": round(fitted.rows / max(seconds, 1e-9), 1),
     }
 
 

@@ -165,15 +165,20 @@ def rows_of(vectors: np.ndarray) -> Embed:
 def speeds(
     measured: Evaluation, artifacts: Mapping[str, Manifest], models: Mapping[str, Embedder]
 ) -> tuple[Speed, ...]:
-    """The search of each stage as measured, with what its artifact says of training and its model of embedding."""
-    return tuple(
-        replace(
+    """The search of each stage as measured, with what its artifact says of training, and its model of embedding.
+
+    Of embedding by a stage without a model its artifact says it too.
+    """
+
+    def completed(speed: Speed) -> Speed:
+        facts, model = artifacts[MADE[speed.stage]].facts, models.get(speed.stage)
+        return replace(
             speed,
-            training_images_per_second=artifacts[MADE[speed.stage]].facts.get("images_per_second"),
-            embedding_images_per_second=models[speed.stage].images_per_second if speed.stage in models else None,
+            training_images_per_second=facts.get("images_per_second"),
+            embedding_images_per_second=model.images_per_second if model else facts.get("embedding_images_per_second"),
         )
-        for speed in measured.speeds
-    )
+
+    return tuple(map(completed, measured.speeds))
 
 
 def what_is_kept(features: np.ndarray, embeddings: Tensor, images: Dataset, seed: int) -> FeatureLearning | None:

@@ -1,6 +1,7 @@
 """Fine-tunes an image classifier and integrates its features into one vector an image."""
 
 import dataclasses
+import time
 from typing import Any
 
 import numpy as np
@@ -44,12 +45,15 @@ def pretrain(params: Params, dataset: InputPath, backbone: OutputPath, features:
         history = fine_tune(network, data, train, params, device, run, checkpoints)
         if not distributed.is_first():
             return {}
+        started = time.monotonic()
         pooled = embed(network, data, np.arange(len(data)), device, params.batch_size, "pretrain: embed")
+        seconds = time.monotonic() - started
         model = integrated(network, pooled[train], params, device)
         with torch.inference_mode():
             values = model.head(pooled)
         widths = dict(zip(params.backbone_depths, network.backbone.widths, strict=True))
         numbers = validation_numbers(data, pooled, values, widths)
+        numbers |= {"embedding_images_per_second": round(len(data) / seconds, 1)}
         if history.images:
             numbers |= {"images_per_second": round(history.images_per_second, 1)}
         facts: dict[str, Any] = {"weights_digest": digest, "classes": _classes(data, train), **numbers}

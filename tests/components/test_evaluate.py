@@ -57,8 +57,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     data = save_images(folder / "dataset")
     vectors = data.read(np.arange(len(data))).mean((1, 2)) / 255.0  # (90, 3), the mean colour
     noise = np.random.default_rng(1).normal(size=vectors.shape)
-    save_features(folder / "features", vectors + 0.2 * noise, data.digest, {"backbone": "none"})
-    facts = {"clusters": 3, "clusters_why": "3 clusters: as many as classes"}
+    facts: dict[str, Any] = {"backbone": "none", "embedding_images_per_second": 20.5}
+    save_features(folder / "features", vectors + 0.2 * noise, data.digest, facts)
+    facts = {"clusters": 3, "clusters_why": "3 clusters: as many as classes", "images_per_second": 7.5}
+    facts |= {"embedding_images_per_second": 8.5}
     clusters = np.zeros(len(data), np.int64), np.zeros(3, np.int64)
     save_clusters(folder / "clusters", [vectors.astype(np.float32)], *clusters, {"dataset": data.digest}, facts)
     for seed, name in enumerate(("model", "tuned_model")):
@@ -174,10 +176,10 @@ def test_the_model_is_measured_beyond_its_test_images(made: Made, outputs: tuple
 def test_the_speed_of_every_stage_is_told(made: Made, outputs: tuple[Path, dict[str, Any]]) -> None:
     measured = load_evaluation(outputs[0] / "evaluation")
     embedding = {speed.stage: speed.embedding_images_per_second for speed in measured.speeds}
-    assert (embedding["pretrain"], embedding["co_cluster"]) == (None, None)
+    assert (embedding["pretrain"], embedding["co_cluster"]) == (20.5, 8.5), "as the steps say, whose vectors are there"
     assert all((embedding[name] or 0) > 0 for name in ("finetune_metric", "finetune_softmax"))
     trained = {speed.stage: speed.training_images_per_second for speed in measured.speeds}
-    assert trained == {"pretrain": None, "co_cluster": None, "finetune_metric": 125.0, "finetune_softmax": 126.0}
+    assert trained == {"pretrain": None, "co_cluster": 7.5, "finetune_metric": 125.0, "finetune_softmax": 126.0}
     assert all(speed.search_queries_per_second > 0 for speed in measured.speeds)
 
 

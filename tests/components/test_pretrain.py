@@ -72,6 +72,7 @@ def test_it_trains_and_writes_a_backbone_and_features_of_every_image(
     assert metadata["feature_dimension"] == 6
     assert metadata["validation_recall_at_1"] >= 0.9
     assert metadata["images_per_second"] > 0
+    assert metadata["embedding_images_per_second"] > 0
     assert metadata["weights_digest"] == "none"
     assert {f"validation_recall_at_1_depth_{depth}" for depth in (1, 2, 3)} < set(metadata)  # several depths, as a rule
 
@@ -96,6 +97,9 @@ def test_without_epochs_given_weights_stay_and_the_integration_is_learned_on_tra
         == hashlib.sha256((tmp_path / "weights.safetensors").read_bytes()).hexdigest()
     )
     assert model.config.mean == (0.485, 0.456, 0.406)
+    facts = load_features(tmp_path / "features").manifest.facts
+    assert facts["embedding_images_per_second"] == outputs["features"]["embedding_images_per_second"] > 0
+    assert "images_per_second" not in facts, "nothing was trained"
 
 
 def test_what_each_depth_and_the_integration_add_is_measured(data: Dataset, capsys: pytest.CaptureFixture[str]) -> None:

@@ -110,7 +110,7 @@ def measured_in_full(evaluation: Evaluation) -> Evaluation:
     """With numbers for all that `judge` leaves to others."""
     return replace(
         evaluation,
-        speeds=(Speed("pretrain", None, None, 1234.5), Speed("finetune_softmax", 777.2, 4321.0, 987.0)),
+        speeds=(Speed("pretrain", None, 310.4, 1234.5), Speed("finetune_softmax", 777.2, 4321.0, 987.0)),
         feature_learning=FeatureLearning(36, 9, 6, Kept(0.512, 0.4, 0.3), Kept(0.1, 0.05, 0.0), Kept(0.8, 0.8, 0.0)),
         missing_parts=(
             MissingParts("whole", 0.0, 36, 0.875),
@@ -192,7 +192,8 @@ def test_what_was_measured_beyond_retrieval_is_shown(full: str) -> None:
         "hidden 0 % 10 % 25 % 50 %",
         "block 87.5 % 52.5 % 37.5 % 12.5 %",
         "61.0 % 55.0 % to 66.0 % 22.2 % 64 px, brought to 32 px; all images, it has none for test",
-        "pretrain – – 1,234",
+        "pretrain – 310 1,234",
+        "A dash: the step trained nothing.",
         "finetune_softmax 777 4,321 987",
     ):
         assert text in page.text
