@@ -1,4 +1,4 @@
-"""What the DAG costs beside the work of its steps: wall time, own work and overhead of every step of the last run.
+"""What the DAG costs beside the work of its steps: wall time, own work, its CPU and overhead of each in the last run.
 
     python -m benchmarks.overhead
 
@@ -19,17 +19,19 @@ def main() -> None:
         path = latest_result()
     except ValueError as error:
         parser.error(str(error))
-    print(f"{path}\n{'step':<18}{'wall s':>9}{'own work s':>12}{'overhead s':>12}")
+    print(f"{path}\n{'step':<18}{'wall s':>9}{'own work s':>12}{'its CPU s':>12}{'overhead s':>12}")
     total = 0.0
     for step, result in json.loads(path.read_text())["steps"].items():
         artifacts = list(result["artifacts"].values())
         if not artifacts:
-            print(f"{step:<18}{result['seconds']:>9.2f}{'-':>12}{'-':>12}")
+            print(f"{step:<18}{result['seconds']:>9.2f}{'-':>12}{'-':>12}{'-':>12}")
             continue
-        work = 0.0 if result["cached"] else artifacts[0]["metadata"]["step_seconds"]
+        told = {} if result["cached"] else artifacts[0]["metadata"]
+        work, cpu = told.get("step_seconds", 0.0), told.get("step_cpu_seconds")
+        shown = "-" if cpu is None else f"{cpu:.2f}"
         total += result["seconds"] - work
-        print(f"{step:<18}{result['seconds']:>9.2f}{work:>12.2f}{result['seconds'] - work:>12.2f}")
-    print(f"{'all':<39}{total:>12.2f}")
+        print(f"{step:<18}{result['seconds']:>9.2f}{work:>12.2f}{shown:>12}{result['seconds'] - work:>12.2f}")
+    print(f"{'all':<51}{total:>12.2f}")
 
 
 if __name__ == "__main__":

@@ -46,8 +46,9 @@ def launch(
     The step's signature names its artifacts: `InputPath` and `OutputPath` arguments are paths on the command line,
     `InputText` and `OutputText` ones texts that steps hand on; `PipelineParameters` is given all `--run.name=value`.
     All other options are fields of `params_type`. Under KFP the outputs are reported in `executor_output.json`; in a
-    shell their metadata is printed. Bad input ends in one clear line and exit status 1; RANKONE_TRACEBACK=1 shows the
-    rest.
+    shell their metadata is printed. The launcher adds what the step took: `step_seconds` by the clock and
+    `step_cpu_seconds` of this process and its finished children. Bad input ends in one clear line and exit status 1;
+    RANKONE_TRACEBACK=1 shows the rest.
 
     With `--plan="skip: <reason>"` a step that has no argument `plan` does nothing: its outputs are folders and pages
     that say why, which later steps need not understand. `train` and `train again: <what>` are the same to a step; the
@@ -75,13 +76,16 @@ def launch(
         artifacts = _artifact_paths(paths, options)
         if first:
             _clear(artifacts, paths, under_kfp=executor_input is not None)
-        started = time.monotonic()
+        started, cpu_started = time.monotonic(), _cpu_seconds()
         if plan.startswith(SKIP):
             made = {name: path for name, path in artifacts.items() if paths[name] is OutputPath}
             outputs: Outputs = _skip(plan.removeprefix(SKIP), made, executor_input) if first else {}
         else:
             outputs = step(params, **artifacts, **texts, **final_status(step, executor_input))
-        seconds = {"step_seconds": round(time.monotonic() - started, 3)}  # the step's own work, without its start
+        seconds = {  # the step's own work, without its start
+            "step_seconds": round(time.monotonic() - started, 3),
+            "step_cpu_seconds": round(_cpu_seconds() - cpu_started, 3),
+        }
         if first:
             timed = {name: {**metadata, **seconds} for name, metadata in outputs.items()}
             _report(step.__name__, timed, artifacts, paths, executor_input)
@@ -285,6 +289,12 @@ def _report(
     path = Path(executor_input["outputs"]["outputFile"])
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"artifacts": report}))
+
+
+def _cpu_seconds() -> float:
+    """What this process and those of its children that have ended took of the processors so far."""
+    children = os.times()
+    return time.process_time() + children.children_user + children.children_system
 
 
 def _stop(number: int, _: FrameType | None) -> NoReturn:

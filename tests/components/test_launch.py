@@ -158,6 +158,7 @@ def test_reports_every_output_with_uri_type_and_metadata(source: Path, tmp_path:
     report = json.loads((tmp_path / "deep" / "executor_output.json").read_text())
     [artifact] = report["artifacts"]["copied"]["artifacts"]
     assert 0 <= artifact["metadata"].pop("step_seconds") < 60
+    assert 0 <= artifact["metadata"].pop("step_cpu_seconds") < 60
     assert [artifact] == [
         {
             "name": "copied",
@@ -166,6 +167,26 @@ def test_reports_every_output_with_uri_type_and_metadata(source: Path, tmp_path:
             "metadata": {"epochs": 2, "rate": 0.1},
         }
     ]
+
+
+def test_the_work_of_a_step_is_told_in_seconds_of_wall_and_of_cpu_with_those_of_its_children(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spin = "import time\nwhile time.process_time() < 0.3: pass"
+
+    def work(params: Params, source: InputPath, copied: OutputPath) -> Outputs:
+        until = time.process_time() + 0.2
+        while time.process_time() < until:
+            pass
+        subprocess.run([sys.executable, "-S", "-c", spin], check=True)
+        return copy_text(params, source, copied)
+
+    started = [time.process_time(), sum(os.times()[2:4])]
+    launch(work, Params, arguments=[f"--source={source}", f"--copied={tmp_path / 'copied'}"])
+    spent = time.process_time() - started[0] + sum(os.times()[2:4]) - started[1]
+    told = json.loads(capsys.readouterr().out)["copied"]
+    assert 0.48 <= told["step_cpu_seconds"] <= spent + 0.02
+    assert told["step_seconds"] >= 0.48
 
 
 @pytest.mark.parametrize("ends", ["well", "badly"])

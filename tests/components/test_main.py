@@ -57,6 +57,7 @@ def test_a_step_that_is_skipped_imports_nothing_and_writes_what_it_would_write(s
     for outputs in told:
         for metadata in outputs.values():
             assert metadata.pop("step_seconds") < 60
+            assert metadata.pop("step_cpu_seconds") < 60
     assert told[0] == told[1]
     files = [
         {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
