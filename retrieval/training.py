@@ -142,9 +142,10 @@ def fit(
     Under torchrun each process takes its share of every batch, outputs are gathered, and every process computes the
     loss of the whole batch. Inside an epoch the loop waits for the device once in SECONDS_BETWEEN_READS, to read
     losses; those that list their pairs wait for it at every step.
-    The same seed gives the same weights on the same machine, on a CPU bit for bit (a GPU may add up a gradient in
-    another order); the global random state is left as it was. So it is when a training is stopped at any moment and
-    called again with the same checkpoint: it goes on at the state kept last.
+    The same seed gives the same weights on the same machine, on a CPU bit for bit with as many threads (other programs
+    may cost it some, see crowding.py; a GPU may add up a gradient in another order); the global random state is left as
+    it was. So it is when a training is stopped at any moment and called again with the same checkpoint: it goes on at
+    the state kept last.
 
     Args:
         network: forward(images (b, 3, h, w) float in [0, 1], channels last) -> (b, d), run in bfloat16 if it is fast.
@@ -478,8 +479,8 @@ class _Losses:
         )
         self._progress.advance((self._done - self._read_to) * self._images, loss=float(recent.mean()))
         self._read_to, self._last_read = self._done, time.monotonic()
-        if remark := self._crowding.remark():
-            distributed.say(f"{self._name}: {remark}")
+        if done := self._crowding.relieve():
+            distributed.say(f"{self._name}: {done}")
         return float(losses.double().mean())
 
 

@@ -1,32 +1,38 @@
-"""Other programs on the processors of a training: seen by what the system gave, and said once."""
+"""Other programs on the processors of a training: seen by what the system gave, and left their share."""
 
 import pytest
 import torch
 
 from retrieval import crowding
-from retrieval.crowding import Crowding, Usage, crowded
+from retrieval.crowding import Crowding, Usage, threads_for
 
 IDLE = Usage(wall=10.0, processor=19.5, interruptions=430)  # measured: two threads alone on two processors
 BUSY = Usage(wall=10.0, processor=6.2, interruptions=1510)  # and beside two programs that keep them busy
+CPU = torch.device("cpu")
 BEGUN = Usage(wall=0.0, processor=0.0, interruptions=0)
 
 
-def test_threads_with_their_processors_need_no_remark() -> None:
-    assert crowded(BEGUN, IDLE, threads=2) is None
+def test_threads_with_their_processors_are_left() -> None:
+    assert threads_for(BEGUN, IDLE, threads=2) == 2
 
 
-def test_few_processors_for_many_threads_are_told_with_what_to_do() -> None:
-    said = crowded(BEGUN, BUSY, threads=2)
-    assert said is not None
-    assert "2 threads were given 0.6 processors" in said
-    assert "OMP_NUM_THREADS=1" in said
-    many = crowded(BEGUN, Usage(wall=10.0, processor=39.0, interruptions=9000), threads=16)
-    assert many is not None
-    assert "OMP_NUM_THREADS=3" in many
+def test_displaced_threads_become_as_many_as_the_processors_given() -> None:
+    assert threads_for(BEGUN, BUSY, threads=2) == 1
+    assert threads_for(BEGUN, Usage(wall=10.0, processor=39.0, interruptions=9000), threads=16) == 3
 
 
 def test_waiting_for_a_file_is_not_crowding() -> None:
-    assert crowded(BEGUN, Usage(wall=10.0, processor=2.0, interruptions=20), threads=2) is None
+    assert threads_for(BEGUN, Usage(wall=10.0, processor=2.0, interruptions=20), threads=2) == 2
+
+
+@pytest.fixture
+def threads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of threads that are set, of two; OMP_NUM_THREADS says nothing."""
+    taken = [2]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: taken[-1])
+    monkeypatch.setattr(torch, "set_num_threads", taken.append)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    return taken
 
 
 def usages(monkeypatch: pytest.MonkeyPatch, *given: Usage) -> None:
@@ -34,23 +40,36 @@ def usages(monkeypatch: pytest.MonkeyPatch, *given: Usage) -> None:
     monkeypatch.setattr(Usage, "now", lambda: next(remaining))
 
 
-def test_it_is_said_once_and_not_too_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+def test_fewer_threads_are_taken_once_and_not_too_soon(monkeypatch: pytest.MonkeyPatch, threads: list[int]) -> None:
     soon = Usage(wall=crowding.SECONDS / 2, processor=0.1, interruptions=10_000)
     usages(monkeypatch, BEGUN, soon, BUSY, BUSY)
-    watched = Crowding(torch.device("cpu"))
-    assert watched.remark() is None
-    assert "0.6 processors" in (watched.remark() or "")
-    assert watched.remark() is None
+    watched = Crowding(CPU)
+    assert watched.relieve() is None
+    assert threads == [2]
+    said = watched.relieve()
+    assert said is not None
+    assert "2 threads were given 0.6 processors" in said
+    assert "goes on with 1" in said
+    assert threads == [2, 1]
+    assert watched.relieve() is None
+    assert threads == [2, 1]
 
 
-@pytest.mark.parametrize(("device", "threads"), [("cpu", 1), ("cuda", 2)])
-def test_one_thread_or_another_device_is_never_crowded(
-    monkeypatch: pytest.MonkeyPatch, device: str, threads: int
-) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+def test_a_number_of_threads_that_was_asked_for_is_kept(monkeypatch: pytest.MonkeyPatch, threads: list[int]) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
     usages(monkeypatch, BEGUN, BUSY)
-    assert Crowding(torch.device(device)).remark() is None
+    assert "start again with OMP_NUM_THREADS=1" in (Crowding(CPU).relieve() or "")
+    assert threads == [2]
+
+
+@pytest.mark.parametrize(("device", "count"), [("cpu", 1), ("cuda", 2)])
+def test_one_thread_or_another_device_is_never_crowded(
+    monkeypatch: pytest.MonkeyPatch, threads: list[int], device: str, count: int
+) -> None:
+    threads.append(count)
+    usages(monkeypatch, BEGUN, BUSY)
+    assert Crowding(torch.device(device)).relieve() is None
+    assert threads == [2, count]
 
 
 def test_the_system_tells_what_this_process_used() -> None:

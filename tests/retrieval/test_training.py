@@ -234,10 +234,10 @@ def test_epochs_are_reported_and_shown(dataset: Dataset) -> None:
     assert "test: epoch 2 of 2, step 3 of 3: 96 of 96 images, loss" in shown.getvalue()
 
 
-def test_what_is_remarked_of_the_processors_is_shown_beside_the_progress(
+def test_what_is_done_about_crowded_processors_is_shown_beside_the_progress(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Crowding, "remark", lambda _: "2 threads were given 0.6 processors")
+    monkeypatch.setattr(Crowding, "relieve", lambda _: "2 threads were given 0.6 processors")
     with redirect_stdout(io.StringIO()) as shown:
         train(dataset)
     assert "\ntest: 2 threads were given 0.6 processors\n" in shown.getvalue()
