@@ -5,10 +5,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # before torch loads: see benchmarks/spinning.py
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ["OMP_NUM_THREADS"] = "1"  # the other processors have tests of their own
-else:
-    os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))  # a number asked for is kept on a crowded machine too
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; a number asked for is kept when it is crowded
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what it puts in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the programs that tests stop by Ctrl-C inherit this
 
