@@ -37,8 +37,8 @@ class Crowding:
     """Looks, from its making on, at the processors that the system gives, and takes fewer threads where these are few.
 
     Threads of one operation end together: each waits for the slowest, so that one processor that another program keeps
-    busy slows all of them: on two processors, both busy, a small ResNet-18 trains at 5 images/s with two threads and at
-    150 with one. A number that OMP_NUM_THREADS names is kept, and only spoken of.
+    busy slows all of them: on two processors that three other programs used, a small ResNet-18 trained at 5 images/s
+    with two threads and at 112 once it took one. A number that OMP_NUM_THREADS names is kept, and only spoken of.
 
     Args:
         device: of the training; on others than a CPU, or with one thread, nothing is done.
