@@ -111,7 +111,7 @@ def co_cluster(
         for batch in placed(sample):
             places[start : start + len(batch)] = batch
             start += len(batch)
-    groups = spherical_k_means(places, clusters, seed)
+    groups = spherical_k_means(places, clusters, seed, overwrite=True)
     with threadpool_limits(1, "blas"):
         of_all = batches_of(places, np.arange(len(sample))) if len(sample) == len(rows) else placed(rows)
         row_clusters = np.concatenate([groups.assign(batch) for batch in of_all])

@@ -30,7 +30,9 @@ class KMeans:
         return np.where(np.any(rows, axis=1), clusters, -1).astype(np.int64)
 
 
-def spherical_k_means(rows: np.ndarray, clusters: int, seed: int, iterations: int = 25, restarts: int = 0) -> KMeans:
+def spherical_k_means(
+    rows: np.ndarray, clusters: int, seed: int, iterations: int = 25, restarts: int = 0, overwrite: bool = False
+) -> KMeans:
     """Group directions by cosine (Dhillon & Modha 2001): k-means++ seeds, faiss iterations, the best of some restarts.
 
     Args:
@@ -40,11 +42,12 @@ def spherical_k_means(rows: np.ndarray, clusters: int, seed: int, iterations: in
         iterations: of each restart.
         restarts: the one of least inertia is kept; 0 for many with few clusters, where a bad start is fatal, and one
             with many, where starts differ by less than a thousandth of the inertia.
+        overwrite: normalise float32 rows where they lie, so that they are held once.
 
     Raises:
         ValueError: fewer rows with a direction than clusters.
     """
-    directions = normalised(rows)
+    directions = normalised(rows, out=rows if overwrite else None)
     if not (anywhere := np.any(directions, axis=1)).all():
         directions = directions[anywhere]
     if not 1 <= clusters <= len(directions):
@@ -57,11 +60,11 @@ def spherical_k_means(rows: np.ndarray, clusters: int, seed: int, iterations: in
     return min(attempts, key=lambda attempt: attempt.inertia)
 
 
-def normalised(rows: np.ndarray) -> np.ndarray:
-    """Rows of unit length, float32; rows of zeros stay zeros."""
+def normalised(rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """Rows of unit length, float32, in `out` if that is given; rows of zeros stay zeros."""
     rows = np.asarray(rows, np.float32)
     lengths = np.sqrt(np.einsum("ij,ij->i", rows, rows))[:, None]
-    return rows / np.where(lengths > 0, lengths, 1)
+    return np.divide(rows, np.where(lengths > 0, lengths, 1), out=out)
 
 
 def _lloyd(directions: np.ndarray, first_centres: np.ndarray, iterations: int) -> KMeans:

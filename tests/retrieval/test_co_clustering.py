@@ -332,7 +332,9 @@ def test_only_a_bounded_sample_of_rows_goes_into_k_means(monkeypatch: pytest.Mon
     monkeypatch.setattr(co_clustering, "ROWS_PER_BATCH", 700)
     seen: list[int] = []
     monkeypatch.setattr(
-        co_clustering, "spherical_k_means", lambda *given: seen.append(len(given[0])) or spherical_k_means(*given)
+        co_clustering,
+        "spherical_k_means",
+        lambda *given, **how: seen.append(len(given[0])) or spherical_k_means(*given, **how),
     )
     fitted = everything(matrix)
     assert seen == [256 * 8 + 48]

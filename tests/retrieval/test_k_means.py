@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from sklearn.cluster import KMeans as PeerKMeans
@@ -35,6 +37,18 @@ def test_the_same_seed_gives_the_same_bytes_and_centres_are_directions() -> None
     one, other = spherical_k_means(rows, 5, seed=3), spherical_k_means(rows, 5, seed=3)
     assert one.centres.tobytes() == other.centres.tobytes()
     np.testing.assert_allclose(np.linalg.norm(one.centres, axis=1), 1, rtol=1e-5)
+
+
+def test_rows_that_may_be_overwritten_are_held_once_and_give_the_same_bytes() -> None:
+    rows, _ = directions(5, 4_000, spread=2)
+    expected, given = spherical_k_means(rows, 5, seed=3), rows.copy()
+    tracemalloc.start()
+    found = spherical_k_means(given, 5, seed=3, overwrite=True)
+    held = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.centres.tobytes() == expected.centres.tobytes()
+    np.testing.assert_array_equal(given, normalised(rows))
+    assert held < 0.9 * rows.nbytes, "beside the rows, for seeding and the clusters of the rows"
 
 
 def test_rows_of_zeros_are_left_out_and_belong_nowhere() -> None:
