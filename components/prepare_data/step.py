@@ -80,8 +80,23 @@ def listed(params: Params) -> tuple[Source, list[Record]]:
         max_bytes=limits.max_bytes,
     )
     source = open_source(params.source, params.location, options)
+    if params.split == "own":
+        check_validation_is_not_given_twice(source.records, params.validation_fraction)
     records = source.records if params.split == "own" else without_own_split(source.records, params.split)
     return source, limit_classes(records, params.max_images_per_class, params.seed)
+
+
+def check_validation_is_not_given_twice(records: list[Record], fraction: float) -> None:
+    """Refuse a validation_fraction that would have no say.
+
+    Raises:
+        ValueError: the source has validation images, and another fraction than the default is asked for.
+    """
+    if fraction != Params.validation_fraction and any(record.split == "validation" for record in records):
+        raise ValueError(
+            f"validation_fraction is {fraction}; split=own takes the source's validation images, which it has. Leave "
+            "validation_fraction as it is, or use split=closed or split=disjoint."
+        )
 
 
 def without_own_split(records: list[Record], split: str) -> list[Record]:

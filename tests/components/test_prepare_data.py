@@ -237,6 +237,18 @@ def test_a_split_of_the_source_that_is_not_taken_is_told(tmp_path, capsys):
     assert "set aside" not in capsys.readouterr().out
 
 
+def test_a_share_to_validate_is_refused_where_the_source_says_what_validates(tmp_path):
+    for first, split in enumerate(("train", "validation", "test")):
+        lay_sound(tmp_path / "in", prefix=split, first=1000 * first)
+    where = {"source": "folder", "location": str(tmp_path / "in"), "split": "own"}
+    with pytest.raises(
+        ValueError, match=r"validation_fraction is 0\.2; split=own takes the source's validation images"
+    ):
+        run(tmp_path, validation_fraction=0.2, **where)
+    dataset, *_ = run(tmp_path, **where)
+    assert len(dataset.rows("validation")) == len(dataset.rows("train"))
+
+
 def test_disjoint_pools_the_splits_of_the_source(tmp_path):
     lay_sound(tmp_path / "in", prefix="train")
     lay_sound(tmp_path / "in", prefix="test", first=1000)
