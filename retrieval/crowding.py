@@ -36,6 +36,8 @@ class Usage:
 class Crowding:
     """Looks, from its making on, at the processors that the system gives, and takes fewer threads where these are few.
 
+    A context: when it ends, the number of threads is what it was at its making.
+
     Threads of one operation end together: each waits for the slowest, so that one processor that another program keeps
     busy slows all of them: on two processors that three other programs used, a small ResNet-18 trained at 5 images/s
     with two threads and at 112 once it took one. A number that OMP_NUM_THREADS names is kept, and only spoken of.
@@ -48,6 +50,14 @@ class Crowding:
         self._threads = torch.get_num_threads() if device.type == "cpu" else 1
         self._begun = Usage.now()
         self._over = self._threads < 2
+        self._fewer = False
+
+    def __enter__(self) -> "Crowding":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._fewer:
+            torch.set_num_threads(self._threads)
 
     def relieve(self) -> str | None:
         """Take fewer threads, once SECONDS have passed, where it is so; says what was done. Later calls do nothing."""
@@ -65,6 +75,7 @@ class Crowding:
         if "OMP_NUM_THREADS" in os.environ:
             return f"{seen} Fewer may be faster: start again with OMP_NUM_THREADS={fewer}; it goes on where it was."
         torch.set_num_threads(fewer)
+        self._fewer = True
         return f"{seen} It goes on with {fewer}, whose sums round otherwise; OMP_NUM_THREADS={self._threads} keeps all."
 
 

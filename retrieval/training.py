@@ -143,9 +143,9 @@ def fit(
     loss of the whole batch. Inside an epoch the loop waits for the device once in SECONDS_BETWEEN_READS, to read
     losses; those that list their pairs wait for it at every step.
     The same seed gives the same weights on the same machine, on a CPU bit for bit with as many threads (other programs
-    may cost it some, see crowding.py; a GPU may add up a gradient in another order); the global random state is left as
-    it was. So it is when a training is stopped at any moment and called again with the same checkpoint: it goes on at
-    the state kept last.
+    may cost it some until it ends, see crowding.py; a GPU may add up a gradient in another order); the global random
+    state is left as it was. So it is when a training is stopped at any moment and called again with the same
+    checkpoint: it goes on at the state kept last.
 
     Args:
         network: forward(images (b, 3, h, w) float in [0, 1], channels last) -> (b, d), run in bfloat16 if it is fast.
@@ -188,7 +188,8 @@ def fit(
     with (
         _own_randomness(device, _mixed(seed)),
         _reproducible_kernels(),
-        _Losses(name, schedule, steps, images_per_step, device) as losses,
+        Crowding(device) as crowding,
+        _Losses(name, schedule, steps, images_per_step, device, crowding) as losses,
     ):
         trainer = _Trainer(network, objective, schedule, objective_learning_rate_factor, device, compile)
         average = Average(trainer.state())
@@ -420,7 +421,9 @@ def decayed_and_not(network: nn.Module) -> tuple[list[nn.Parameter], list[nn.Par
 class _Losses:
     """The losses of an epoch, kept on the device and read now and then: shows progress, stops when not finite."""
 
-    def __init__(self, name: str, schedule: Schedule, steps: int, images: int, device: torch.device) -> None:
+    def __init__(
+        self, name: str, schedule: Schedule, steps: int, images: int, device: torch.device, crowding: Crowding
+    ) -> None:
         self._name, self._epochs, self._steps, self._images = name, schedule.epochs, steps, images
         self._rate = schedule.learning_rate
         self._losses = torch.zeros(steps, device=device)
@@ -428,7 +431,7 @@ class _Losses:
         stream = sys.stdout if distributed.is_first() else io.StringIO()
         self._progress = Progress(name, total=schedule.epochs * steps * images, unit="images", stream=stream)
         self._last_read = time.monotonic()
-        self._crowding = Crowding(device)
+        self._crowding = crowding
 
     def add(self, loss: Tensor) -> None:
         self._losses[self._done] = loss

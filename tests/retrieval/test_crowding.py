@@ -62,6 +62,18 @@ def test_a_number_of_threads_that_was_asked_for_is_kept(monkeypatch: pytest.Monk
     assert threads == [2]
 
 
+def test_the_threads_of_before_are_put_back_where_some_were_taken(
+    monkeypatch: pytest.MonkeyPatch, threads: list[int]
+) -> None:
+    usages(monkeypatch, BEGUN, BUSY, BEGUN, IDLE)
+    with Crowding(CPU) as watched:
+        watched.relieve()
+    assert threads == [2, 1, 2]
+    with Crowding(CPU) as watched:
+        watched.relieve()
+    assert threads == [2, 1, 2]
+
+
 @pytest.mark.parametrize(("device", "count"), [("cpu", 1), ("cuda", 2)])
 def test_one_thread_or_another_device_is_never_crowded(
     monkeypatch: pytest.MonkeyPatch, threads: list[int], device: str, count: int

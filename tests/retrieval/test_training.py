@@ -1,6 +1,7 @@
 import io
 import math
 import threading
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from retrieval import training
+from retrieval import crowding, training
 from retrieval.augmentation import named_augmentation
 from retrieval.crowding import Crowding
 from retrieval.dataset import INDEX_SCHEMA, Dataset, save_dataset
@@ -241,6 +242,40 @@ def test_what_is_done_about_crowded_processors_is_shown_beside_the_progress(
     with redirect_stdout(io.StringIO()) as shown:
         train(dataset)
     assert "\ntest: 2 threads were given 0.6 processors\n" in shown.getvalue()
+
+
+@pytest.fixture
+def two_threads_of_which_one_is_taken(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A crowded machine, seen at once."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(crowding, "SECONDS", 0.0)
+    monkeypatch.setattr(crowding, "threads_for", lambda *_: 1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads_of_which_one_is_taken")
+def test_threads_that_a_training_gave_up_are_back_when_it_has_ended(dataset: Dataset) -> None:
+    during: list[int] = []
+    train(dataset, on_epoch=lambda *_: during.append(torch.get_num_threads()))
+    assert during == [1, 1]
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("two_threads_of_which_one_is_taken")
+def test_threads_that_a_training_gave_up_are_back_when_it_has_failed(dataset: Dataset) -> None:
+    during: list[int] = []
+
+    def fail(epoch: int, _: dict[str, float]) -> None:
+        during.append(torch.get_num_threads())
+        raise OSError(f"no place for epoch {epoch}")
+
+    with pytest.raises(OSError, match="no place for epoch 0"):
+        train(dataset, on_epoch=fail)
+    assert during == [1]
+    assert torch.get_num_threads() == 2
 
 
 class Records(ByLabel):
