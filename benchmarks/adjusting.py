@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.choices import TEACHER, TEACHER_DIMENSION, Trial, prepare, summary
+from benchmarks.threads import keep_threads
 from retrieval.adjusting import ADJUSTING, adjusting_objective
 from retrieval.augmentation import named_augmentation
 from retrieval.co_clustering import CoClustering, co_cluster
@@ -190,6 +191,7 @@ def main() -> None:
     parser.set_defaults(source="cifar100", labels="fine", split="closed", image_size=32, quarter_turns=False)
     parser.set_defaults(test_fraction=0.0, validation_fraction=0.2, class_order="drawn", disjoint_by="class")
     arguments = parser.parse_args()
+    keep_threads()
     arguments.images_per_class = arguments.images // CLASSES
     with tempfile.TemporaryDirectory() as folder:
         data = prepare(arguments, Path(folder))

@@ -23,6 +23,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from benchmarks.threads import keep_threads
 from retrieval.augmentation import named_augmentation, to_unit
 from retrieval.choices import choose_learning_rate
 from retrieval.colours import colour_statistics
@@ -52,6 +53,7 @@ def main() -> None:
     parser.add_argument("--channels", default="64,128,256")
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
+    keep_threads()
 
     device = pick_device(arguments.device)
     print(f"{describe(device)}; {arguments}", flush=True)

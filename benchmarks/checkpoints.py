@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from benchmarks.threads import keep_threads
 from retrieval.augmentation import named_augmentation
 from retrieval.checkpoints import Checkpoint, State
 from retrieval.dataset import INDEX_SCHEMA, Dataset, save_dataset
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=60, help="of one training; resnet18 has a third")
     parser.add_argument("--worker", nargs=2, metavar=("DATASET", "PLACE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    keep_threads()
     if options.worker:
         dataset, place = options.worker
         train(FOUR_LAYER, Dataset(Path(dataset)), Checkpoint(place, "worker", "benchmark", options.every), loud=True)

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.threads import keep_threads
 from retrieval.augmentation import choose_augmentation, named_augmentation
 from retrieval.choices import choose_learning_rate, choose_loss, measure_classes
 from retrieval.colours import colour_statistics
@@ -229,6 +230,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help=f"of {TEACHER}, for the features that the facts are measured on")
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
+    keep_threads()
     with tempfile.TemporaryDirectory() as folder:
         data = prepare(arguments, Path(folder))
         trial = Trial(data, arguments)

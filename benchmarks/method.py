@@ -39,6 +39,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.cifar100 import latest_result
+from benchmarks.threads import keep_threads
 from retrieval.augmentation import choose_augmentation, named_augmentation
 from retrieval.backbones import least_image_size
 from retrieval.clusters import load_clusters
@@ -191,6 +192,7 @@ ARTIFACTS = (
 
 def main() -> int:
     options = parsed()
+    keep_threads()
     device, runs = pick_device(options.device), [json.loads(result_of(run).read_text()) for run in options.run]
     names = chosen_rows(options)
     with tempfile.TemporaryDirectory() as scratch:

@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from benchmarks.threads import keep_threads
 from retrieval.augmentation import named_augmentation
 from retrieval.choices import choose_learning_rate
 from retrieval.colours import colour_statistics
@@ -124,6 +125,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
+    keep_threads()
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in arguments.variants}
     with tempfile.TemporaryDirectory() as folder:
         dataset = read_dataset(Path(folder) / "dataset", arguments.location, arguments.images, arguments.validation)

@@ -41,6 +41,7 @@ from torch.utils.data import DataLoader
 from benchmarks import method
 from benchmarks.neighbours import by_faiss, clustered
 from benchmarks.prepare_data import cpu_seconds
+from benchmarks.threads import keep_threads
 from benchmarks.training import Pictures
 from retrieval.augmentation import SHIFT, named_augmentation
 from retrieval.colours import colour_statistics
@@ -242,6 +243,7 @@ def main() -> None:
     parser.add_argument("--oml", help="interpreter that has open-metric-learning")
     parser.add_argument("--exact", type=int, default=0, help="compare the computing of R@1 of so many embeddings")
     options = parser.parse_args()
+    keep_threads()
     if options.exact:
         exact(options.exact, options.oml)
         return

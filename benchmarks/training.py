@@ -29,6 +29,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
+from benchmarks.threads import keep_threads
 from retrieval.augmentation import SHIFT, named_augmentation, to_unit
 from retrieval.dataset import INDEX_SCHEMA, Dataset, save_dataset
 from retrieval.devices import autocast, describe, pick_device
@@ -162,6 +163,7 @@ def main() -> None:
     parser.add_argument("--network", default="four_layer")
     parser.add_argument("--compile", action="store_true")
     arguments = parser.parse_args()
+    keep_threads()
     device = pick_device(arguments.device)
     print(f"{arguments.images:,} images, batches of {arguments.batch_size}, {arguments.network}, {describe(device)}")
     measured: dict[str, list[float]] = {name: [] for name in LOOPS}
