@@ -44,13 +44,14 @@ class Crowding:
 
     Args:
         device: of the training; on others than a CPU, or with one thread, nothing is done.
+        keeps_states: whether the training, started again, goes on at a checkpoint.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, keeps_states: bool = False) -> None:
         self._threads = torch.get_num_threads() if device.type == "cpu" else 1
         self._begun = Usage.now()
         self._over = self._threads < 2
-        self._fewer = False
+        self._fewer, self._keeps_states = False, keeps_states
 
     def __enter__(self) -> "Crowding":
         return self
@@ -73,7 +74,8 @@ class Crowding:
             "take the rest, and threads wait for each other."
         )
         if "OMP_NUM_THREADS" in os.environ:
-            return f"{seen} Fewer may be faster: start again with OMP_NUM_THREADS={fewer}; it goes on where it was."
+            then = "goes on at the state kept last" if self._keeps_states else "begins anew, for no states are kept"
+            return f"{seen} Fewer may be faster: start again with OMP_NUM_THREADS={fewer}; it {then}."
         torch.set_num_threads(fewer)
         self._fewer = True
         return f"{seen} It goes on with {fewer}, whose sums round otherwise; OMP_NUM_THREADS={self._threads} keeps all."

@@ -188,7 +188,7 @@ def fit(
     with (
         _own_randomness(device, _mixed(seed)),
         _reproducible_kernels(),
-        Crowding(device) as crowding,
+        Crowding(device, keeps_states=checkpoint is not None) as crowding,
         _Losses(name, schedule, steps, images_per_step, device, crowding) as losses,
     ):
         trainer = _Trainer(network, objective, schedule, objective_learning_rate_factor, device, compile)

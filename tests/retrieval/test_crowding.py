@@ -62,6 +62,20 @@ def test_a_number_of_threads_that_was_asked_for_is_kept(monkeypatch: pytest.Monk
     assert threads == [2]
 
 
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize(
+    ("keeps_states", "then"),
+    [(True, "it goes on at the state kept last."), (False, "it begins anew, for no states are kept.")],
+)
+def test_who_starts_again_is_told_where_it_goes_on(
+    monkeypatch: pytest.MonkeyPatch, keeps_states: bool, then: str
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    usages(monkeypatch, BEGUN, BUSY)
+    said = Crowding(CPU, keeps_states).relieve() or ""
+    assert said.endswith(f"start again with OMP_NUM_THREADS=1; {then}")
+
+
 def test_the_threads_of_before_are_put_back_where_some_were_taken(
     monkeypatch: pytest.MonkeyPatch, threads: list[int]
 ) -> None:

@@ -3,6 +3,7 @@ import math
 import threading
 from collections.abc import Iterator
 from contextlib import redirect_stdout
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from retrieval import crowding, training
 from retrieval.augmentation import named_augmentation
+from retrieval.checkpoints import Checkpoint
 from retrieval.crowding import Crowding
 from retrieval.dataset import INDEX_SCHEMA, Dataset, save_dataset
 from retrieval.image_batches import ImageBatches
@@ -276,6 +278,19 @@ def test_threads_that_a_training_gave_up_are_back_when_it_has_failed(dataset: Da
         train(dataset, on_epoch=fail)
     assert during == [1]
     assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("two_threads_of_which_one_is_taken")
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_state_to_go_on_from_is_spoken_of_where_one_is_kept(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: bool
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    checkpoint = Checkpoint(str(tmp_path), "test", "made by", 60.0) if kept else None
+    with redirect_stdout(io.StringIO()) as shown:
+        train(dataset, checkpoint=checkpoint)
+    assert "start again with OMP_NUM_THREADS=1" in shown.getvalue()
+    assert ("it goes on at the state kept last" in shown.getvalue()) == kept
 
 
 class Records(ByLabel):
