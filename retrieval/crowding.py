@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 SECONDS = 6.0  # looked at before anything is said
-INTERRUPTIONS = 50.0  # a second: threads that were displaced, and did not wait for a file or each other
+INTERRUPTIONS_PER_THREAD = 25.0  # a second: displaced, not waiting for a file or each other; 21.5 when idle
 SHARE = 0.8  # of the processors that the threads want; an idle machine gives 0.95 and more of them
 
 
@@ -86,5 +86,5 @@ def threads_for(begun: Usage, now: Usage, threads: int) -> int:
     seconds = now.wall - begun.wall
     processors = (now.processor - begun.processor) / seconds
     interruptions = (now.interruptions - begun.interruptions) / seconds
-    crowded = interruptions >= INTERRUPTIONS and processors <= SHARE * threads
+    crowded = interruptions >= INTERRUPTIONS_PER_THREAD * threads and processors <= SHARE * threads
     return max(1, int(processors)) if crowded else threads

@@ -25,6 +25,17 @@ def test_waiting_for_a_file_is_not_crowding() -> None:
     assert threads_for(BEGUN, Usage(wall=10.0, processor=2.0, interruptions=20), threads=2) == 2
 
 
+def test_interruptions_are_counted_by_thread() -> None:
+    each = 10 * 43 // 2  # of one thread in ten seconds on an idle machine, as in IDLE
+    waiting = Usage(wall=10.0, processor=110.0, interruptions=16 * each)
+    assert threads_for(BEGUN, waiting, threads=16) == 16
+
+
+@pytest.mark.parametrize(("interruptions", "left"), [(499, 2), (500, 1)])
+def test_two_threads_are_crowded_from_fifty_interruptions_a_second(interruptions: int, left: int) -> None:
+    assert threads_for(BEGUN, Usage(wall=10.0, processor=15.0, interruptions=interruptions), threads=2) == left
+
+
 @pytest.fixture
 def threads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The numbers of threads that are set, of two; OMP_NUM_THREADS says nothing."""
