@@ -111,6 +111,40 @@ def test_reason_carries_the_numbers_and_the_way_out() -> None:
     assert tie.endswith("the champion stays (fails as well: regression, dimension).")
 
 
+def gained_by(classes: int, *, in_first: int, in_others: int) -> str:
+    """The reason about a model that gains so many of a hundred queries, in the first class and in each other one."""
+    names = np.repeat([f"class {number}" for number in range(classes)], 100)
+    old, new = np.zeros((2, classes, 100), bool)
+    old[:, :50] = True
+    new[:, : 50 + in_others] = True
+    new[0, : 50 + in_first] = True
+    sides = (Evidence(float(s.mean()), "a", s.size, "7", correct=s.ravel(), classes=names) for s in (new, old))
+    verdict = decide(*sides, Thresholds(0.0))
+    assert verdict.rule == Rule.REGRESSION
+    return verdict.reason
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_who_tests_on_few_classes_is_told_to_take_more_of_them(classes: int) -> None:
+    assert gained_by(classes, in_first=10, in_others=1).endswith(
+        f"The champion stays; the interval is over {classes} classes only, and more classes would narrow it more than "
+        "more images of these: test on more classes, or raise maximum_regression if you accept the risk."
+    )
+
+
+def test_five_classes_are_not_few() -> None:
+    reason = gained_by(5, in_first=10, in_others=1)
+    assert reason.endswith("test on more images to tell smaller gains from chance, or raise maximum_regression.")
+
+
+def test_no_knob_is_named_where_none_helps() -> None:
+    told = "narrow it more than more images of these: test on more classes."
+    alone = gained_by(1, in_first=20, in_others=0)
+    assert "the interval is over 1 class only" in alone
+    assert alone.endswith(told)
+    assert gained_by(2, in_first=50, in_others=-40).endswith(told)  # an interval from -1 to 1
+
+
 def test_a_class_that_falls_is_reported_and_fails_only_if_asked_to() -> None:
     champion, fallen = found(920), found(980).correct
     assert fallen is not None
