@@ -233,10 +233,10 @@ def perform(writer: "RunWriter", action: str, arguments: Mapping[str, Any]) -> A
 
 def server_address() -> str:
     """Address of the MLflow server as a person may see it; empty where there is none."""
-    parts = urlsplit(os.environ.get("MLFLOW_TRACKING_URI", ""))
+    parts = urlsplit(without_credentials(os.environ.get("MLFLOW_TRACKING_URI", "")))
     if parts.scheme not in ("http", "https"):
         return ""
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
+    return urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/"), "", ""))
 
 
 def _got_no_answer(error: BaseException | None) -> bool:

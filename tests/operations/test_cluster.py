@@ -218,6 +218,8 @@ def test_an_address_where_nobody_is_and_none_at_all(stub: Stub, rankone, monkeyp
     assert "http://127.0.0.1:1 does not answer" in rankone("runs").err
     monkeypatch.setenv("RANKONE_KFP_HOST", "localhost:8080")
     assert "must begin with http:// or https://" in rankone("runs").err
+    monkeypatch.setenv("RANKONE_KFP_HOST", "ada:secret@localhost:8080")
+    assert "RANKONE_KFP_HOST is 'localhost:8080'; it must begin with http:// or https://" in rankone("runs").err
     monkeypatch.setenv("RANKONE_KFP_HOST", "http://ada:secret@127.0.0.1:1")
     done = rankone("runs")
     assert "RANKONE_KFP_HOST holds a user's name or a password" in done.err

@@ -140,6 +140,8 @@ def test_a_password_in_mlflows_address_is_used_and_not_shown(mlflow: MLflow, mon
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ada:secret@127.0.0.1:1")
     finding = doctor.examine_mlflow()
     assert finding.found.startswith("http://127.0.0.1:1 does not answer")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "ada:secret@127.0.0.1:1")
+    assert doctor.examine_mlflow().found == "MLFLOW_TRACKING_URI is '127.0.0.1:1'"
 
 
 @pytest.mark.parametrize(

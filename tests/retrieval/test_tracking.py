@@ -233,12 +233,25 @@ def test_a_store_that_is_no_file_of_ours_is_refused_at_once(tmp_path: Path, monk
         tracking.embedded_store()
 
 
-def test_an_error_is_told_without_the_password_of_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("http://ada:secret@host", "http://host"),
+        ("http://ada:se@cret@host", "http://host"),
+        ("http://ada:se/cret@host", "http://host"),
+        ("ada:secret@host", "host"),
+    ],
+)
+def test_an_error_is_told_without_the_password_of_its_address(
+    address: str, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuses(**_: object) -> None:
-        raise RuntimeError("API request to http://ada:secret@host/api failed")
+        raise RuntimeError(f"API request to {address}/api failed")
 
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     monkeypatch.setattr(tracking, "_actions", lambda _: {"run_id": refuses})
-    with pytest.raises(TrackingError, match="API request to http://host/api failed"):
+    place = shown if "://" in shown else "the store of MLFLOW_TRACKING_URI"
+    with pytest.raises(TrackingError, match=f"'run_id' in {place}: API request to {shown}/api failed"):
         tracking.perform(tracking.RunWriter(), "run_id", {})
 
 
