@@ -169,7 +169,8 @@ class Speed:
         training_images_per_second: as the step says of itself; of co_cluster that of grouping the training images. None
             where it does not say it, or trained nothing.
         embedding_images_per_second: of the models measured while the test images were embedded; of pretrain, which
-            embeds all images, and co_cluster, which places and adjusts them, as the step says of itself.
+            embeds all images, and co_cluster, which places and adjusts them, as the step says of itself. None where
+            it does not say it, or co_cluster left the features as they are.
         search_queries_per_second: exact nearest neighbours of all test images among the test images.
     """
 

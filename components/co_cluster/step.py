@@ -68,7 +68,8 @@ def co_cluster(params: Params, dataset: InputPath, features: InputPath, clusters
         print(f"co_cluster: {adjustment.why}.", flush=True)
 
         described = describe(fitted, adjustment, seconds)
-        described |= {"embedding_images_per_second": adjusting_rate(values, adjustment, groupings, grouped_by)}
+        if adjustment.by != NONE:
+            described |= {"embedding_images_per_second": adjusting_rate(values, adjustment, groupings, grouped_by)}
         if params.labels == "given":
             described |= compare(image_clusters[train], data.labels[train])
         clusters.mkdir(parents=True, exist_ok=True)
@@ -177,11 +178,13 @@ def adjusted(
 def adjusting_rate(
     values: np.ndarray, adjustment: Adjustment, groupings: Groupings, grouped_by: dict[str, ClusterMap | KMeans]
 ) -> float:
-    """How many images a second are placed in their cluster and adjusted; MOST_ROWS_SHOWN of them at most are timed."""
+    """How many images a second are placed in their cluster and adjusted; MOST_ROWS_SHOWN of them at most are timed.
+
+    The adjustment is by one of the groupings; with none no cluster is asked for, and normalising alone would be timed.
+    """
     some = np.concatenate(list(batches_of(values, few_of(np.arange(len(values))))))
     started = time.perf_counter()
-    ways = [adjustment.by] if adjustment.by in grouped_by else []  # no cluster is needed where nothing is drawn
-    assigned = {way: assigned_to(grouped_by[way], some, np.arange(len(some))) for way in ways}
+    assigned = {adjustment.by: assigned_to(grouped_by[adjustment.by], some, np.arange(len(some)))}
     images = sum(len(batch) for batch in adjusted(some, adjustment, groupings, assigned))
     return round(images / max(time.perf_counter() - started, 1e-9), 1)
 

@@ -68,8 +68,7 @@ def test_every_image_and_dimension_gets_its_cluster_and_every_image_its_target(t
     assert metadata["clusters"] == 4
     assert metadata["leading_singular_value"] == pytest.approx(1, abs=1e-5)
     assert clusters.manifest.facts["adjusted_by_why"]
-    for rate in SPEEDS - {"seconds"}:
-        assert clusters.manifest.facts[rate] == metadata[rate] > 0
+    assert clusters.manifest.facts["images_per_second"] == metadata["images_per_second"] > 0
     features = load_features(tmp_path / "features")
     assert clusters.manifest.made_from["features"] == features.manifest.digest
 
@@ -127,6 +126,16 @@ def test_a_given_strength_is_taken_and_zero_leaves_the_features(tmp_path: Path) 
     metadata, clusters = run(tmp_path / "zero", features, data, shrinkage="0")
     assert (metadata["adjusted_by"], metadata["shrinkage"]) == ("none", 0)
     np.testing.assert_array_equal(clusters.targets, normalised(features))
+
+
+def test_the_speed_of_adjusting_is_told_where_something_is_adjusted(tmp_path: Path) -> None:
+    data, features = write_dataset(tmp_path / "dataset"), features_of()
+    for strength in ("0.2", "0"):
+        metadata, clusters = run(tmp_path / strength, features, data, shrinkage=strength)
+        rate = metadata.get("embedding_images_per_second")
+        assert rate == clusters.manifest.facts.get("embedding_images_per_second")
+        assert (rate is None) == (strength == "0"), "0 leaves the features as they are"
+        assert rate is None or rate > 0
 
 
 def noisy_blocks() -> np.ndarray:

@@ -193,7 +193,7 @@ def test_what_was_measured_beyond_retrieval_is_shown(full: str) -> None:
         "block 87.5 % 52.5 % 37.5 % 12.5 %",
         "61.0 % 55.0 % to 66.0 % 22.2 % 64 px, brought to 32 px; all images, it has none for test",
         "pretrain – 310 1,234",
-        "A dash: the step trained nothing.",
+        "A dash under training: the step trained nothing; under embedding: co_cluster left the features as they are.",
         "finetune_softmax 777 4,321 987",
     ):
         assert text in page.text
