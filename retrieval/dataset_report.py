@@ -100,6 +100,7 @@ def render_dataset_report(dataset: Dataset) -> str:
         lacks=what_validation_lacks(
             dataset.index["split"].to_pylist(),
             dataset.index["class_name"].to_pylist(),
+            report["settings"]["split"],
             report["settings"]["validation_fraction"] > 0,
         ),
         dataset=dataset,

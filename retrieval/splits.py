@@ -76,23 +76,28 @@ def assign_splits(split: str, images: Labelled, shares: Shares) -> list[str]:
     return SPLITTERS[split](images, shares)
 
 
-def check_measurable(splits: Sequence[str], classes: Sequence[str]) -> None:
+def check_measurable(splits: Sequence[str], classes: Sequence[str], split: str) -> None:
     """Refuse test images of which R@1 could not be measured, before anything is trained; none at all are allowed.
 
     Args:
         splits: of each image.
         classes: their names.
+        split: one of SPLITTERS, that gave them.
 
     Raises:
         ValueError: fewer than two classes have two test images.
     """
-    of_class = Counter(name for name, split in zip(classes, splits, strict=True) if split == "test")
+    of_class = Counter(name for name, its in zip(classes, splits, strict=True) if its == "test")
     pairs = sum(count > 1 for count in of_class.values())
     if of_class and pairs < 2:
+        helps = "Give more images of a class (4 or more), more classes, or a larger test_fraction."
+        if split == "own":
+            helps = (
+                "Give more images of a class in the source's test (2 or more), or more classes, or use split=closed."
+            )
         raise ValueError(
             f"The {of_class.total():,} test images have {pairs} class(es) of two images or more; R@1 is measured among "
-            "them and takes two such classes. Give more images of a class (4 or more), more classes, or a larger "
-            "test_fraction."
+            f"them and takes two such classes. {helps}"
         )
 
 
@@ -104,21 +109,27 @@ def can_measure(labels: Collection[str] | np.ndarray) -> bool:
     return 1 < len(set(labels)) < len(labels)
 
 
-def what_validation_lacks(splits: Sequence[str], classes: Sequence[str], asked: bool = True) -> str:
+def what_validation_lacks(splits: Sequence[str], classes: Sequence[str], split: str, asked: bool = True) -> str:
     """Why nothing can be chosen on validation and what to do, in a sentence; empty where R@1 can be measured on it.
 
     Args:
         splits: of each image.
         classes: their names.
+        split: one of SPLITTERS, that gave them.
         asked: whether validation images were asked for; without any the sentence is empty then too.
     """
-    held_out = [name for name, split in zip(classes, splits, strict=True) if split == "validation"]
+    held_out = [name for name, its in zip(classes, splits, strict=True) if its == "validation"]
     if can_measure(held_out) or not (held_out or asked):
         return ""
+    helps = "give more classes, more images of a class (6 or more), or a smaller test_fraction"
+    if split == "own":
+        helps = (
+            "give more classes or more images of a class in the source's validation, or where it has none in its train "
+            "(4 or more), or use split=closed"
+        )
     return (
         f"{len(held_out):,} validation images of {len(set(held_out)):,} class(es): R@1 takes two classes and two "
-        "images of one, so the later steps choose without evidence and say so; give more classes, more images of a "
-        "class (6 or more), or a smaller test_fraction."
+        f"images of one, so the later steps choose without evidence and say so; {helps}."
     )
 
 

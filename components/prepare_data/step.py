@@ -45,7 +45,7 @@ def prepare_data(params: Params, dataset: OutputPath, data_report: OutputPath) -
             params.test_fraction, params.validation_fraction, params.seed, params.class_order, params.disjoint_by
         )
         splits = assign_splits(params.split, labelled, shares)
-        check_measurable(splits, labelled.classes)
+        check_measurable(splits, labelled.classes, params.split)
 
         index, class_names = index_of(records, seen, rows, splits)
         report = describe(source, records, seen, quarantined, index, settings(params))
@@ -59,7 +59,7 @@ def prepare_data(params: Params, dataset: OutputPath, data_report: OutputPath) -
         run.log_metrics(numbers | {"images_per_second": images_per_second})
         run.log_artifact(data_report, name="data_report.html")
         print(summary(numbers, report, params.split))
-        if lacks := what_validation_lacks(splits, labelled.classes, params.validation_fraction > 0):
+        if lacks := what_validation_lacks(splits, labelled.classes, params.split, params.validation_fraction > 0):
             print(f"prepare_data: {lacks}")
     facts: dict[str, Scalar] = {
         "images_per_second": round(images_per_second, 1),

@@ -268,6 +268,17 @@ def test_a_validation_that_can_measure_nothing_is_told_in_log_and_report(tmp_pat
     assert told not in page + capsys.readouterr().out
 
 
+def test_what_the_own_split_lacks_is_told_with_what_helps_there(tmp_path, capsys):
+    lay_sound(tmp_path / "in", "abc", prefix="train")
+    where = {"source": "folder", "location": str(tmp_path / "in"), "split": "own"}
+    lay_sound(tmp_path / "in", "xyz", prefix="test", first=1000)
+    *_, page = run(tmp_path, **where)  # with two of three classes to choose on one were left to train on
+    for told in (page, capsys.readouterr().out):
+        assert "0 validation images of 0 class(es)" in told
+        assert "or use split=closed" in told
+        assert "a smaller test_fraction" not in told
+
+
 def test_parquet_gives_the_pixels_of_the_folder(tmp_path):
     lay_sound(tmp_path / "in")
     files = sorted((tmp_path / "in").rglob("*.*"))

@@ -72,12 +72,23 @@ def test_a_test_part_that_cannot_be_measured_is_refused(sizes):
     given_images = images(sizes)
     splits = assign_splits("closed", given_images, SHARES)
     with pytest.raises(ValueError, match=r"class\(es\) of two images or more; .* Give more images of a class"):
-        check_measurable(splits, given_images.classes)
+        check_measurable(splits, given_images.classes, "closed")
+
+
+def test_what_helps_an_own_test_part_is_said_without_test_fraction():
+    own = [*["train"] * 8, "test", "test", "test"]
+    classes = [*"aaaabbbb", *"aab"]
+    with pytest.raises(ValueError, match=r"images of a class in the source's test \(2 or more\), .* split=closed") as e:
+        check_measurable(own, classes, "own")
+    assert "test_fraction" not in str(e.value)
+    check_measurable([*own, "test"], [*classes, "b"], "own")
+    check_measurable(assign_splits("closed", Labelled(classes, [*map(str, range(11))], own), SHARES), classes, "closed")
 
 
 def test_a_test_part_of_two_pairs_can_be_measured_and_so_can_none():
-    check_measurable(["test"] * 4 + ["train"], ["a", "b", "a", "b", "c"])
-    check_measurable(["train"] * 4, ["a", "b", "a", "b"])
+    for split in SPLITTERS:
+        check_measurable(["test"] * 4 + ["train"], ["a", "b", "a", "b", "c"], split)
+        check_measurable(["train"] * 4, ["a", "b", "a", "b"], split)
 
 
 @given(st.integers(2, 2000), st.floats(0.001, 0.999))
@@ -146,11 +157,12 @@ def test_validation_has_two_classes_or_none(classes, test, expected, class_order
     given_images = images({f"class {number}": 4 for number in range(classes)})
     splits = assign_splits("disjoint", given_images, Shares(test, 0.1, 0, class_order))
     assert {split: len(names) for split, names in classes_of(splits, given_images).items()} == expected
-    told = what_validation_lacks(splits, given_images.classes)
+    told = what_validation_lacks(splits, given_images.classes, "disjoint")
     assert bool(told) == (not expected["validation"])
     if told:
         assert told.startswith("0 validation images of 0 class(es): R@1 takes two classes")
         assert "give more classes" in told
+        assert "a smaller test_fraction" in told
 
 
 def test_one_group_of_many_classes_is_enough_and_groups_of_one_class_are_taken_by_two():
@@ -171,9 +183,27 @@ def test_r_at_1_takes_two_classes_and_two_images_of_one(labels, expected):
 
 
 def test_a_source_whose_validation_is_one_class_is_told():
-    told = what_validation_lacks(["validation"] * 3 + ["train"] * 4, ["a"] * 3 + ["a", "a", "b", "b"], asked=False)
+    splits, classes = ["validation"] * 3 + ["train"] * 4, ["a"] * 3 + ["a", "a", "b", "b"]
+    told = what_validation_lacks(splits, classes, "own", asked=False)
     assert told.startswith("3 validation images of 1 class(es)")
-    assert what_validation_lacks(["train", "test"], ["a", "a"], asked=False) == ""
+    assert "images of a class in the source's validation" in told
+    assert what_validation_lacks([*splits, "validation"], [*classes, "b"], "own") == ""
+    assert what_validation_lacks(["train", "test"], ["a", "a"], "own", asked=False) == ""
+
+
+@pytest.mark.parametrize(
+    ("few", "enough", "tested"), [("aaabbb", "aaaabbbb", "aabb"), ("aaaabbbbcccc", "aabbccdd", "xxyy")]
+)
+def test_what_helps_to_carve_validation_from_the_own_train_is_said_without_test_fraction(few, enough, tested):
+    def told(train: str) -> str:
+        own = ["train"] * len(train) + ["test"] * len(tested)
+        given_images = Labelled([*train, *tested], [*map(str, range(len(own)))], own)
+        return what_validation_lacks(assign_splits("own", given_images, SHARES), given_images.classes, "own")
+
+    assert "give more classes or more images of a class in the source's validation, or where it" in told(few)
+    assert "in its train (4 or more), or use split=closed" in told(few)
+    assert "test_fraction" not in told(few)
+    assert told(enough) == ""
 
 
 def test_groups_need_nested_names():
