@@ -17,6 +17,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NewType, NoReturn, get_args, get_origin, get_type_hints
 
+from components.freed_memory import keep_freed_memory
+
 InputPath = NewType("InputPath", Path)
 OutputPath = NewType("OutputPath", Path)
 FinalStatus = NewType("FinalStatus", dict[str, Any])  # how the steps ended that an exit handler waited for, by KFP
@@ -81,6 +83,7 @@ def launch(
             made = {name: path for name, path in artifacts.items() if paths[name] is OutputPath}
             outputs: Outputs = _skip(plan.removeprefix(SKIP), made, executor_input) if first else {}
         else:
+            keep_freed_memory()
             outputs = step(params, **artifacts, **texts, **final_status(step, executor_input))
         seconds = {  # the step's own work, without its start
             "step_seconds": round(time.monotonic() - started, 3),

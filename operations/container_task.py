@@ -26,7 +26,7 @@ from operations.step_processes import SECONDS_TO_STOP
 from retrieval.tracking import IMAGE
 from retrieval.tracking_process import SOCKET
 
-PASSED = ("AWS_", "MLFLOW_", "RANKONE_", "OMP_", "GOMP_", "CUDA_VISIBLE_DEVICES", "NCCL_", "TORCH_LOGS")
+PASSED = ("AWS_", "MLFLOW_", "RANKONE_", "OMP_", "GOMP_", "MALLOC_", "CUDA_VISIBLE_DEVICES", "NCCL_", "TORCH_LOGS")
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")  # in either case
 OF_ONE_STEP = {"RANKONE_WEBHOOK_URL": "announce"}  # secrets that no other step is given
 KEPT_BACK = ("RANKONE_HOME", "RANKONE_CODE_VERSION", IMAGE, SOCKET)  # the image has its own, or the container another
