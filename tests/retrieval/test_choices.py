@@ -8,7 +8,8 @@ from torch.nn.functional import normalize
 from retrieval.choices import ClassFacts, choose_learning_rate, choose_loss, measure_classes
 from retrieval.losses import LOSSES
 
-# facts of the training images of the sets of docs/choices.md, and R@1 in % of their validation images by each of LOSSES
+# facts of the training images of the sets of docs/choices.md, and R@1 in % of their validation images by each of
+# LOSSES; of CIFAR-100 with more training, by those that were measured there
 MEASURED = {
     "digits": (
         ClassFacts(10, 1079, 104, 108, 110, 1.058, 0.64, 0.841, 0.05, 1.315),
@@ -19,8 +20,8 @@ MEASURED = {
         (24.43, 24.67, 15.60, 17.70, 17.90, 22.23, 19.60, 24.53, 24.83),
     ),
     "CIFAR-100": (
-        ClassFacts(100, 6000, 60, 60, 60, 1.0, 0.694, 0.422, 0.32, 0.609),
-        (12.80, 12.35, 10.43, 9.40, 9.33, 11.17, 10.00, 14.07, 12.67),
+        ClassFacts(100, 14993, 148, 150, 150, 1.014, 0.783, 0.315, 0.36, 0.402),
+        (31.87, None, None, None, 17.6, 27.6, 19.1, 33.32, 32.77),
     ),
     "Tiny-ImageNet": (
         ClassFacts(200, 6000, 30, 30, 30, 1.0, 0.7, 0.473, 0.25, 0.676),
@@ -77,7 +78,7 @@ def test_one_class_is_refused() -> None:
 
 def test_many_images_a_class_take_classification_joined_by_pairs() -> None:
     choice = choose_loss(measure_classes(*blobs(2.0, [25] * 5)))
-    assert choice.value == "softmax_multi_similarity"
+    assert choice.value == "softmax_triplet"
     assert f"gap {choice.facts['gap']:.2f}" in choice.why
     assert "25 images a class or more" in choice.why
 
@@ -91,7 +92,7 @@ def test_few_images_a_class_take_a_loss_of_pairs() -> None:
 @pytest.mark.parametrize("name", MEASURED)
 def test_the_rule_chooses_what_was_within_a_point_of_the_best_on_the_sets_it_was_fitted_on(name: str) -> None:
     facts, measured = MEASURED[name]
-    recalls = dict(zip(LOSSES, measured, strict=True))
+    recalls = {loss: recall for loss, recall in zip(LOSSES, measured, strict=True) if recall is not None}
     assert recalls[choose_loss(facts).value] >= max(recalls.values()) - 1.0
 
 
