@@ -14,8 +14,8 @@ def keep_freed_memory() -> bool:
     """Let glibc keep what this process frees until the process ends.
 
     By itself it maps whatever is larger than 32 MiB anew each time, and the system clears every page of it: half of the
-    CPU time of embedding images at 128 px (`python -m benchmarks.freed_memory`). Who sets MALLOC_... or
-    GLIBC_TUNABLES has decided for himself.
+    CPU time of embedding images at 128 px (`python -m benchmarks.freed_memory`). Where MALLOC_... or
+    GLIBC_TUNABLES is set, that stands.
 
     Returns:
         Whether memory is kept: not where that is decided already, nor with another C library than glibc.
