@@ -16,6 +16,7 @@ import os
 import platform
 import socket
 import tempfile
+import threading
 import time
 import uuid
 import warnings
@@ -509,14 +510,22 @@ def _artifact_location() -> str:
     return (home() / "mlflow-artifacts").as_uri()
 
 
+_looking = threading.Lock()  # a thread that finds no run makes one before another looks
+
+
 def _pipeline_run(key: str, milliseconds: int, name: str = "pipeline") -> str:
-    """The run that carries the key of a pipeline run; of several made at once, the first holds and the others go."""
-    found = _runs_of(key)
-    if found:
-        return found[0]
-    tags = {PIPELINE_RUN: key, "rankone.kind": "pipeline"}
-    mine = client().create_run(experiment_id(), milliseconds, tags, name).info.run_id
-    first = _runs_of(key)[0]
+    """The run that carries the key of a pipeline run; of several made at once, the first holds and the others go.
+
+    The first is the one that began first. So of two threads the later one must not look before the other has made its
+    own, or each would take itself for the first.
+    """
+    with _looking:
+        found = _runs_of(key)
+        if found:
+            return found[0]
+        tags = {PIPELINE_RUN: key, "rankone.kind": "pipeline"}
+        mine = client().create_run(experiment_id(), milliseconds, tags, name).info.run_id
+        first = _runs_of(key)[0]
     if first != mine:
         client().delete_run(mine)
     return first

@@ -279,6 +279,29 @@ def test_another_server_is_used_when_named(mlflow_home: Path, monkeypatch: pytes
     assert tracking.tracking_uri() == "http://127.0.0.1:1"
 
 
+def test_a_step_that_comes_at_the_same_time_nests_under_the_run_of_the_pipeline(
+    mlflow_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs_of, looked, made = tracking._runs_of, threading.Event(), threading.Event()
+
+    def seen(key: str) -> list[str]:
+        found = runs_of(key)
+        if threading.current_thread() is pipeline and not looked.is_set():
+            looked.set()
+            made.wait(1)  # for the step, which makes no run meanwhile
+        return found
+
+    monkeypatch.setattr(tracking, "_runs_of", seen)
+    found: dict[str, str] = {}
+    pipeline = threading.Thread(target=lambda: found.update(pipeline=tracking._pipeline_run("both", 1_000)))
+    pipeline.start()
+    assert looked.wait(60)
+    found["step"] = tracking._pipeline_run("both", 2_000)
+    made.set()
+    pipeline.join()
+    assert found["step"] == found["pipeline"]
+
+
 def test_steps_are_tracked_by_the_process(told: dict[str, Any]) -> None:
     assert told["channel"] is tracking_process.Connection
     step, parent = finished(told["step"]), finished(told["parent"])
