@@ -2,7 +2,7 @@
 
     python -m benchmarks.freed_memory [--images 1024] [--batch-size 256]
 
-SqueezeNet (random weights, three depths, integrated by GeM) embeds images at 128 and 64 px and the four-layer network
+SqueezeNet (random weights, three depths, pooled by GeM) embeds images at 128 and 64 px and the four-layer network
 at 32 px, then the four-layer network trains; each in a process of its own on one thread, once with memory handed back
 to the system and mapped anew, as glibc does by itself with what is larger than 32 MiB, and once kept.
 """
