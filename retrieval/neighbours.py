@@ -16,8 +16,8 @@ from retrieval.devices import bfloat16_summed_in_float32, has_fast_bfloat16
 TIE = 1e-6  # similarities this close are equal; the lowest index goes first
 SPARE = 8  # candidates kept beyond k, so that most queries are proven at the first attempt
 SEGMENT = 256  # columns whose maximum the symmetric search looks at,
-SEGMENTS_KEPT = 8  # and how many segments it remembers for each row: enough for the error of bfloat16
-TILE = 512  # rows and columns of one product of it, a multiple of SEGMENT: it stays in the cache
+SEGMENTS_KEPT = 12  # and how many segments it remembers for each row: enough for the error of bfloat16
+TILE = 1024  # rows and columns of one product of it, a multiple of SEGMENT: each product costs a start, larger ones the cache
 TILE_ON_CUDA = 8192  # there a product of so many is worth its start
 WRITTEN_IN_BFLOAT16 = 1.01 * 2.0**-7  # two scores, each rounded by at most 2^-8 of itself
 LONGEST_IN_BFLOAT16 = 2.0**32  # longer rows might leave the range of numbers
