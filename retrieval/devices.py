@@ -39,7 +39,17 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 in hardware; where it is emulated it is hundreds of times slower."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return bool(torch.cpu._is_avx512_bf16_supported() or has_bfloat16_tiles())
+
+
+def has_bfloat16_tiles() -> bool:
+    """Whether this CPU multiplies whole tiles of bfloat16 at once (AMX): float32 products gain by being rounded."""
+    return bool(torch.cpu._is_amx_tile_supported())
+
+
+def has_fast_int8() -> bool:
+    """Whether this CPU adds up products of int8 in 32 bits at once (AVX-512 VNNI): four times float32, and exact."""
+    return bool(torch.cpu._is_vnni_supported())
 
 
 @contextmanager

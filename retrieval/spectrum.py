@@ -5,20 +5,17 @@ eigenvectors of A_n^T A_n, which one pass over the rows adds up; the left ones f
 simply add up, new images are placed by the same map, and nothing grows with the number of images.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from scipy.linalg import eigh
 from threadpoolctl import threadpool_limits
-from torch import Tensor
 
-from retrieval.devices import bfloat16_units, has_fast_bfloat16
+from retrieval.gram import COLUMNS_PER_BLOCK, Multiply, in_own_precision, way_to_multiply
 
-FEW_COLUMNS = 512  # below that, products of float64 cost little
-FEWEST_IN_BFLOAT16 = 1_024  # columns; of fewer it saves nothing, and 512 of photographs were turned by 0.9 degrees
-ROWS_PER_PRODUCT, COLUMNS_PER_BLOCK = 2_048, 256  # of a product of bfloat16: its smaller factor fits the cache
+ROWS_PER_PRODUCT = 2_048
 ROWS_PER_SUM = 64  # of columns in float32; of 2,048 the vectors were turned ten times as far
 LEAST_RANK = 1e-3  # singular values below this are rounding of float32 products
 
@@ -34,7 +31,7 @@ class Sums:
         columns: (d,) float64, the sum of a_i.
         rows: how many rows were seen.
         zero_rows: how many of them were all zero; they add nothing.
-        rounded: whether some were rounded to bfloat16.
+        rounded: whether some were rounded to be multiplied.
     """
 
     gram: np.ndarray
@@ -67,11 +64,11 @@ def sums(batches: Iterable[np.ndarray], products: str = "auto") -> Sums:
 
     Args:
         batches: arrays (any, d) of nonnegative floats, all of one type; quickest are those that fit the cache.
-        products: how float32 batches are multiplied, a name of PRODUCTS; float64 ones stay what they are. Rounding s_i
-            to bfloat16 turned the singular vectors by 0.02 to 0.14 degrees where it pays; "auto" does so where the
-            processor multiplies bfloat16 in hardware and there are 1,024 columns or more. Products of
-            ROWS_PER_PRODUCT rows are of float32, their sum and the sums of columns of float64: unrounded, the vectors
-            of 1,024 columns were off by 0.0001 degrees.
+        products: how float32 batches are multiplied, a name of `gram.PRODUCTS`; float64 ones stay what they are.
+            Rounding s_i to bfloat16 turned the singular vectors by 0.02 to 0.14 degrees where it pays, to int8 by 0.03
+            to 0.07; "auto" rounds where there are 1,024 columns or more, to what the processor's matrix units (AMX) or
+            its VNNI are made for. Sums of ROWS_PER_PRODUCT rows are of float32 or exact, all else of float64:
+            unrounded, the vectors of 1,024 columns were off by 0.0001 degrees.
 
     Raises:
         ValueError: no rows, a value that is negative or not finite, or unknown products.
@@ -85,20 +82,23 @@ def sums(batches: Iterable[np.ndarray], products: str = "auto") -> Sums:
                 f"Rows {count} to {count + len(batch)} hold negative or non-finite values; co-clustering needs a "
                 "nonnegative matrix: pass features through one of retrieval/nonnegative.py."
             )
-        running = running or _RunningSums(batch.shape[1], batch.dtype, chosen_products(products, batch))
+        if running is None:
+            multiply = way_to_multiply(products, batch.shape[1])
+            running = _RunningSums(batch.shape[1], batch.dtype, multiply)
         running.add(batch, np.sqrt(np.where(row_sums > 0, row_sums, 1)))
         count, zero_rows = count + len(batch), zero_rows + int(np.sum(row_sums <= 0))
     if running is None:
         raise ValueError("No rows to co-cluster; give at least one batch.")
     gram, columns = running.finished()
-    return Sums(gram, columns, count, zero_rows, running.multiply is in_bfloat16)
+    return Sums(gram, columns, count, zero_rows, running.rounded)
 
 
 class _RunningSums:
     """Sums so far; scaled rows wait in one piece of memory until they are worth a product."""
 
-    def __init__(self, columns: int, dtype: np.dtype, multiply: "Multiply") -> None:
-        self.multiply = multiply
+    def __init__(self, columns: int, dtype: np.dtype, multiply: Multiply) -> None:
+        self.rounded = False
+        self._multiply_rows = multiply if dtype == np.float32 else in_own_precision
         self._gram, self._columns = np.zeros((columns, columns)), np.zeros(columns)
         self._rows, self._waiting = np.empty((ROWS_PER_PRODUCT, columns), dtype), 0
 
@@ -110,8 +110,6 @@ class _RunningSums:
                 self._multiply()
             scaled = self._rows[self._waiting : self._waiting + len(batch[part])]
             np.divide(batch[part], divisors[part, None], out=scaled)
-            if self.multiply is in_bfloat16:
-                round_to_bfloat16(scaled)
             self._waiting += len(scaled)
 
     def finished(self) -> tuple[np.ndarray, np.ndarray]:
@@ -123,57 +121,13 @@ class _RunningSums:
         return self._gram, self._columns
 
     def _multiply(self) -> None:
+        if not self._waiting:
+            return
         rows = torch.from_numpy(self._rows[: self._waiting])
-        self.multiply(rows, torch.from_numpy(self._gram))
+        self.rounded |= self._multiply_rows(rows, torch.from_numpy(self._gram))
         for few in rows.split(ROWS_PER_SUM):
             self._columns += (few.sum(1) @ few).numpy()
         self._waiting = 0
-
-
-def round_to_bfloat16(values: np.ndarray) -> None:
-    """Round nonnegative float32 numbers to the nearest of bfloat16, in place; those halfway go up."""
-    bits = values.view(np.uint32)
-    bits += np.uint32(0x8000)
-    bits &= np.uint32(0xFFFF0000)
-
-
-def in_own_precision(scaled: Tensor, gram: Tensor) -> None:
-    """Add scaled^T scaled to gram, (b, d) to (d, d).
-
-    Few columns are multiplied in float64: it costs little there, and a small singular value loses twice its digits.
-    """
-    exact = (scaled.double() if scaled.shape[1] < FEW_COLUMNS else scaled).numpy()
-    gram += torch.from_numpy(exact.T @ exact)  # numpy sees the symmetry and takes half the products
-
-
-def in_bfloat16(scaled: Tensor, gram: Tensor) -> None:
-    """Add scaled^T scaled to gram, (b, d) to (d, d), of float32 rows that are rounded to bfloat16 already.
-
-    Products of bfloat16 are exact in float32, in which they are summed. What lies below the blocks of the diagonal is
-    left alone: the sum is symmetric.
-    """
-    with bfloat16_units():
-        for start in range(0, len(gram), COLUMNS_PER_BLOCK):
-            block = slice(start, start + COLUMNS_PER_BLOCK)
-            gram[block, start:] += scaled[:, block].T @ scaled[:, start:]
-
-
-Multiply = Callable[[Tensor, Tensor], None]
-PRODUCTS: dict[str, Multiply] = {"float32": in_own_precision, "bfloat16": in_bfloat16}
-
-
-def chosen_products(name: str, batch: np.ndarray) -> Multiply:
-    """A way to multiply a batch, by its name or "auto".
-
-    Raises:
-        ValueError: an unknown name.
-    """
-    if name not in ("auto", *PRODUCTS):
-        raise ValueError(f"Unknown products '{name}'; choose one of: auto, {', '.join(PRODUCTS)}.")
-    if name == "auto":
-        pays = batch.shape[1] >= FEWEST_IN_BFLOAT16 and has_fast_bfloat16(torch.device("cpu"))
-        name = "bfloat16" if pays else "float32"
-    return PRODUCTS[name] if batch.dtype == np.float32 else in_own_precision
 
 
 @dataclass(frozen=True)

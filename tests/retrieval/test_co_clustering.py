@@ -16,9 +16,14 @@ from retrieval import co_clustering
 from retrieval.cluster_map import ClusterMap
 from retrieval.clusters import load_clusters, save_clusters
 from retrieval.co_clustering import CoClustering, choose_clusters, co_cluster
+from retrieval.devices import has_fast_int8
 from retrieval.k_means import normalised, spherical_k_means
 from retrieval.nonnegative import NONNEGATIVE
-from retrieval.spectrum import ROWS_PER_PRODUCT, Sums, round_to_bfloat16, spectrum, sums
+from retrieval.spectrum import ROWS_PER_PRODUCT, Sums, spectrum, sums
+
+NEEDS_INT8 = pytest.mark.skipif(not has_fast_int8(), reason="this processor has no fast products of int8")
+ROUNDED = ["bfloat16", pytest.param("int8", marks=NEEDS_INT8)]
+PRODUCTS = ["float32", *ROUNDED]
 
 
 def blocks(
@@ -53,11 +58,20 @@ def degrees(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.degrees(np.arcsin(min(apart, 1))))
 
 
+def as_multiplied(scaled: np.ndarray, products: str) -> torch.Tensor:
+    """The rows that stand for nonnegative float32 ones in one product, float64."""
+    if products == "int8":
+        steps = scaled.max(0) / 254
+        return torch.from_numpy(np.rint(scaled * (1 / steps)) * steps.astype(np.float64))
+    rows = torch.from_numpy(scaled)
+    return (rows.bfloat16() if products == "bfloat16" else rows).double()
+
+
 def everything(features: np.ndarray, clusters: int = 8, **options: object) -> CoClustering:
     return co_cluster(features, np.arange(len(features)), clusters, classes=2, seed=0, **options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("products", ["float32", "bfloat16"])
+@pytest.mark.parametrize("products", PRODUCTS)
 @pytest.mark.parametrize("matrix", [uneven(), blocks()[0], blocks(background=0)[0]], ids=["uneven", "blocks", "apart"])
 def test_the_leading_singular_value_is_one(matrix: np.ndarray, products: str) -> None:
     assert spectrum(sums([matrix], products), 5).leading_singular_value == pytest.approx(1, abs=1e-5)
@@ -79,57 +93,36 @@ def test_the_subspace_is_that_of_a_float64_svd(seed: int, images: int, columns: 
 
 @pytest.mark.parametrize("columns", [64, 600])  # one block of the product, and two of different widths
 @pytest.mark.parametrize("seed", range(3))
-def test_products_in_bfloat16_turn_the_subspace_by_less_than_a_fifth_of_a_degree(columns: int, seed: int) -> None:
+@pytest.mark.parametrize("products", ROUNDED)
+def test_rounded_products_turn_the_subspace_by_less_than_a_fifth_of_a_degree(
+    products: str, columns: int, seed: int
+) -> None:
     matrix = uneven(500, columns, seed)
     _, values, right = oracle(matrix)
     cut = int(np.argmax(values[1:5] - values[2:6])) + 1
-    found = spectrum(sums(np.array_split(matrix, 3), "bfloat16"), cut)
+    found = spectrum(sums(np.array_split(matrix, 3), products), cut)
     apart = degrees(found.column_coordinates * matrix.sum(0, dtype=np.float64)[:, None] ** 0.5, right[:, 1 : cut + 1])
     assert 1e-5 < apart < 0.2, "0 would be another product"
     assert found.leading_singular_value == pytest.approx(1, abs=1e-6)
     np.testing.assert_allclose(found.singular_values, values[1 : cut + 1], rtol=5e-3)
 
 
-@pytest.mark.parametrize("products", ["float32", "bfloat16"])
+@pytest.mark.parametrize("products", PRODUCTS)
 def test_what_is_added_up_belongs_to_one_matrix_near_the_given_one(products: str) -> None:
     matrix = uneven(50, 700)
     added = sums([matrix], products)
-    scaled = torch.from_numpy(matrix / np.sqrt(matrix.sum(1))[:, None])
-    scaled = (scaled.bfloat16() if products == "bfloat16" else scaled).double()
+    scaled = as_multiplied(matrix / np.sqrt(matrix.sum(1))[:, None], products)
     rows = scaled * scaled.sum(1, keepdim=True)  # the matrix: row i has the sum t_i^2
     loop = sum(torch.outer(row, row) / row.sum() for row in rows)
     np.testing.assert_allclose(added.gram, loop, rtol=2e-6)
     np.testing.assert_allclose(added.columns, rows.sum(0), rtol=2e-6)
-    np.testing.assert_allclose(rows, matrix, rtol=2**-7 if products == "bfloat16" else 1e-5)
+    coarsest = {"float32": 0, "bfloat16": 0, "int8": float(matrix.max()) / 254}[products]
+    np.testing.assert_allclose(rows, matrix, rtol=2**-7 if products == "bfloat16" else 1e-5, atol=coarsest)
     np.testing.assert_array_equal(added.gram, added.gram.T)
-    assert added.rounded == (products == "bfloat16")
+    assert added.rounded == (products != "float32")
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.floats(0, 2.0**100, width=32), min_size=1, max_size=20))
-def test_rounding_gives_the_nearest_number_of_bfloat16(values: list[float]) -> None:
-    given_values = np.array(values, np.float32)
-    rounded = given_values.copy()
-    round_to_bfloat16(rounded)
-    by_torch = torch.from_numpy(given_values).bfloat16().float().numpy()
-    np.testing.assert_array_equal(rounded, torch.from_numpy(rounded).bfloat16().float().numpy())
-    exact = given_values.astype(np.float64)
-    np.testing.assert_array_equal(np.abs(rounded - exact), np.abs(by_torch - exact))  # they differ halfway alone
-
-
-def test_bfloat16_is_used_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
-    for fast, columns, dtype, rounded in [
-        (True, 1_024, np.float32, True),
-        (True, 1_023, np.float32, False),
-        (True, 1_024, np.float64, False),
-        (False, 1_024, np.float32, False),
-    ]:
-        monkeypatch.setattr("retrieval.spectrum.has_fast_bfloat16", lambda _, fast=fast: fast)
-        assert sums([np.ones((2, columns), dtype)]).rounded == rounded
-    assert (sums([np.ones((2, 4))]) + sums([np.ones((2, 4), np.float32)], "bfloat16")).rounded
-
-
-@pytest.mark.parametrize("products", ["float32", "bfloat16"])
+@pytest.mark.parametrize("products", PRODUCTS)
 def test_memory_does_not_grow_with_the_images(products: str) -> None:
     def held_at_most(batches: int) -> int:
         tracemalloc.start()
@@ -195,19 +188,18 @@ def test_shards_add_up_to_the_whole(seed: int, shards: int) -> None:
     assert (parts.rows, parts.zero_rows) == (whole.rows, whole.zero_rows) == (len(matrix), 0)
 
 
-@pytest.mark.parametrize("products", ["float32", "bfloat16"])
+@pytest.mark.parametrize("products", PRODUCTS)
 def test_rows_wait_for_a_product_in_any_batches(products: str) -> None:
     matrix = np.random.default_rng(0).random((ROWS_PER_PRODUCT + 700, 6), np.float32)
     whole = sums([matrix], products)
     scaled = matrix / np.sqrt(matrix.sum(1))[:, None]
-    if products == "bfloat16":
-        scaled = torch.from_numpy(scaled).bfloat16().float().numpy()
-    scaled = scaled.astype(np.float64)
-    np.testing.assert_allclose(whole.gram, scaled.T @ scaled, rtol=1e-5)
+    parts_scaled = [as_multiplied(part, products) for part in np.split(scaled, [ROWS_PER_PRODUCT])]
+    np.testing.assert_allclose(whole.gram, sum(part.T @ part for part in parts_scaled), rtol=1e-5)
+    of_other_steps = 1e-3 if products == "int8" else 1e-5  # a product's greatest values set its steps
     for rows in (1_000, ROWS_PER_PRODUCT, 2_500):
         parts = sums((matrix[start : start + rows] for start in range(0, len(matrix), rows)), products)
-        np.testing.assert_allclose(parts.gram, whole.gram, rtol=1e-5)
-        np.testing.assert_allclose(parts.columns, whole.columns, rtol=1e-5)
+        np.testing.assert_allclose(parts.gram, whole.gram, rtol=of_other_steps)
+        np.testing.assert_allclose(parts.columns, whole.columns, rtol=of_other_steps)
         assert parts.rows == len(matrix)
 
 
@@ -433,8 +425,8 @@ def test_bad_requests_are_refused() -> None:
         everything(matrix, clusters=70)
     with pytest.raises(ValueError, match="No rows"):
         sums([])
-    with pytest.raises(ValueError, match="Unknown products 'int8'; choose one of: auto, float32, bfloat16"):
-        sums([matrix], "int8")
+    with pytest.raises(ValueError, match="Unknown products 'int4'; choose one of: auto, float32, bfloat16, int8"):
+        sums([matrix], "int4")
     with pytest.raises(ValueError, match="choose nonnegative=split"):
         everything(-matrix, nonnegative="root")
 
