@@ -17,7 +17,7 @@ from operations.champion import keep_parameters, with_champion
 from operations.compile import compile_pipeline
 from operations.parameters import step_names
 from retrieval import tracking
-from retrieval.announcement import announce
+from retrieval.announcement import announce, end_in_mlflow
 from retrieval.fingerprint import named_fingerprint, source_fingerprint
 from retrieval.home import home
 from retrieval.manifest import digest_of
@@ -129,12 +129,13 @@ def tell(key: str, values: Mapping[str, Any], status: str, display: "Display") -
 
 
 def end_tracking(key: str, status: str, display: "Display") -> None:
-    """Tell MLflow how the run ended; where the process that holds it is gone, what the steps did stands."""
+    """Tell MLflow how the run ended; where the process that holds it open is gone, in this one, which takes seconds."""
     try:
         cached = cached_steps(display.results)
         tracking.finish_pipeline_run(key, status, {"rankone.cached_steps": cached}, wait=False)
-    except tracking.TrackingError as error:
-        display.console.print(f"\nMind: MLflow was not told how the run ended, and shows it as running. {error}")
+    except tracking.TrackingError:
+        if said := end_in_mlflow(key, STATES[status]):
+            display.console.print(f"\n{said}")
 
 
 def with_source(values: Mapping[str, Any]) -> dict[str, Any]:

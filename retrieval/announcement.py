@@ -1,13 +1,32 @@
-"""Tells one receiver how a pipeline run ended: once, whoever asks and however often, and never at the run's expense."""
+"""Tells MLflow and one receiver how a pipeline run ended: once, and never at the run's expense."""
 
 import os
 
 from retrieval.news import FORMATS, Ending, news_of
-from retrieval.run_records import pipeline_page, records_of, tag_run
+from retrieval.run_records import STATUS_OF, end_records, pipeline_page, records_of, tag_run
 from retrieval.tracking import TrackingError
 from retrieval.webhook import ADDRESS, ATTEMPTS, DeliveryError, deliver
 
 ANNOUNCED = "rankone.announced"  # tag of the pipeline run: the outcome that was posted
+
+
+def end_in_mlflow(key: str, state: str) -> str:
+    """End the records of a pipeline run, which no step of it can: a step that was killed could not say so.
+
+    Args:
+        key: of the pipeline run.
+        state: of it, by whoever ran it; empty where nobody says, and nothing is done.
+
+    Returns:
+        One sentence on what was left open, or on the error; empty where all was as it should be.
+    """
+    if not key or state not in STATUS_OF:
+        return ""
+    try:
+        left = end_records(key, state)
+    except (TrackingError, ValueError) as error:
+        return f"MLflow was not told how the run ended, and shows it as running: {error}"
+    return f"Left open in MLflow and ended there as KILLED: {', '.join(left)}." if left else ""
 
 
 def announce(key: str, webhook_format: str, ending: Ending, attempts: int = ATTEMPTS) -> str:

@@ -33,6 +33,7 @@ EXPERIMENT = "rankone"
 PIPELINE_RUN = "rankone.pipeline_run"  # tag that ties the runs of one pipeline run together
 EXCHANGE = "RANKONE_EXCHANGE"
 IMAGE = "RANKONE_IMAGE"  # the image that a step runs in, set by what starts it: an image cannot know its own digest
+LEFT_OPEN = "the process of this run ended without a word: killed, or out of memory"
 LONGEST_PARAM = 6_000  # characters; MLflow truncates what is longer and does not say so
 ENTRIES_PER_BATCH = 100  # params or tags that MLflow takes in one call
 TrackingError = tracking_process.TrackingError
@@ -354,8 +355,7 @@ class RunWriter:
 
     def abandon(self) -> None:
         """Whoever wrote the run is gone without ending it: killed, or out of memory."""
-        tags = {"rankone.error": "the process of this run ended without a word: killed, or out of memory"}
-        self.end("KILLED", tags, _now())
+        self.end("KILLED", {"rankone.error": LEFT_OPEN}, _now())
 
 
 def embedded_store() -> str:

@@ -1,4 +1,4 @@
-"""announce: tells one receiver how the run ended."""
+"""announce: tells one receiver, and MLflow, how the run ended."""
 
 from components.announce.params import Params
 from components.launch import FinalStatus, Outputs, launch
@@ -8,12 +8,18 @@ from retrieval.tracking import pipeline_run
 
 
 def announce(params: Params, status: FinalStatus) -> Outputs:
-    """Post one message, or say why not; a message that is not taken fails nothing."""
+    """Post one message, and end the run's records, or say why not; neither fails anything."""
     ending = Ending(str(status.get("state") or ""), str((status.get("error") or {}).get("message") or ""))
-    try:
-        print(announcement.announce(pipeline_run(), params.webhook_format, ending), flush=True)
-    except Exception as error:  # of any kind: the run has ended, and its models are where they belong
-        print(f"The receiver was not told, for {type(error).__name__} came in between.", flush=True)
+    key = pipeline_run()
+    for listener, told in (
+        ("The receiver", lambda: announcement.announce(key, params.webhook_format, ending)),
+        ("MLflow", lambda: announcement.end_in_mlflow(key, ending.state)),
+    ):
+        try:
+            if said := told():
+                print(said, flush=True)
+        except Exception as error:  # of any kind: the run has ended, and its models are where they belong
+            print(f"{listener} was not told, for {type(error).__name__} came in between.", flush=True)
     return {}
 
 

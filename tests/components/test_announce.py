@@ -13,7 +13,8 @@ from components.announce import step
 from components.announce.params import Params
 from components.announce.step import announce
 from components.launch import FinalStatus
-from retrieval.tracking import step_run
+from retrieval.run_records import records_of
+from retrieval.tracking import client, step_run
 from tests.receiver import TOKEN, Receiver, receiving
 
 
@@ -45,6 +46,9 @@ def test_the_step_tells_what_kfp_told_it(receiver: Receiver, tmp_path: Path) -> 
     assert done.stdout == "The receiver was told: Failed.\n"
     assert receiver.messages[0]["reason"].startswith("the image cannot be pulled. no step after prepare_data")
     assert json.loads((tmp_path / "announce" / "executor_output.json").read_text()) == {"artifacts": {}}
+    found = records_of(os.environ["RANKONE_PIPELINE_RUN"])
+    assert found
+    assert client().get_run(found.run_id).info.status == "FAILED"
 
 
 def test_a_receiver_that_fails_never_fails_the_run(receiver: Receiver, tmp_path: Path) -> None:
@@ -72,9 +76,10 @@ def test_whatever_goes_wrong_the_run_is_not_at_fault(
         raise RuntimeError(f"https://hooks.example/{TOKEN}")
 
     monkeypatch.setattr(step.announcement, "announce", broken)
+    monkeypatch.setattr(step.announcement, "end_in_mlflow", broken)
     assert announce(Params(), FinalStatus({})) == {}
     said = capsys.readouterr().out
-    assert "RuntimeError" in said
+    assert said.count("RuntimeError") == 2
     assert TOKEN not in said
 
 

@@ -412,11 +412,31 @@ def test_a_file_of_another_content_under_the_same_name_is_another_value(tmp_path
     assert "weights_fingerprint" not in with_source({"weights": "imagenet"})
 
 
+def test_a_run_is_ended_in_mlflow_though_the_process_that_held_it_was_killed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RANKONE_HOME", str(tmp_path))
+    monkeypatch.setenv("RANKONE_PIPELINE_RUN", "a-run")
+    key = tracking.start_pipeline_run("digits", {})
+    run_id = tracking.pipeline_run_id(key)
+    process, _ = tracking.tracking_process._started[0]
+    process.kill()
+    process.wait()
+    assert tracking.client().get_run(run_id).info.status == "RUNNING"
+    display = Display(9, tmp_path)
+    with display.console.capture() as said:
+        end_tracking(key, "FINISHED", display)
+    assert said.get() == ""
+    assert tracking.client().get_run(run_id).info.status == "FINISHED"
+
+
 def test_a_run_ends_as_its_steps_did_when_mlflow_is_gone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def gone(*_: object, **__: object) -> None:
         raise tracking.TrackingError("The tracking process has ended")
 
     monkeypatch.setattr(tracking, "finish_pipeline_run", gone)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     display = Display(9, tmp_path)
     with display.console.capture() as said:
         end_tracking("key", "FINISHED", display)

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -5,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from retrieval import announcement
-from retrieval.announcement import announce
+from retrieval.announcement import announce, end_in_mlflow
 from retrieval.news import Ending
 from retrieval.run_records import page_of_run, records_of
-from retrieval.tracking import TrackingError, step_run
+from retrieval.tracking import TrackingError, client, step_run
 from tests.receiver import TOKEN, Receiver, receiving
 
 WELL, BADLY = Ending("SUCCEEDED"), Ending("FAILED")
@@ -129,3 +131,52 @@ def test_records_hold_the_last_attempt_of_each_step(key: str) -> None:
 def test_the_address_of_a_page_holds_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://user:secret@mlflow.example:8443/base/")
     assert page_of_run("1", "2") == "https://mlflow.example:8443/base/#/experiments/1/runs/2"
+
+
+def statuses(key: str) -> dict[str, str]:
+    runs = client().search_runs(["1"], f"tags.`rankone.pipeline_run` = '{key}'")
+    return {run.data.tags.get("rankone.step", "the run"): run.info.status for run in runs}
+
+
+@pytest.mark.parametrize(
+    ("state", "status"), [("SUCCEEDED", "FINISHED"), ("FAILED", "FAILED"), ("CANCELLED", "KILLED")]
+)
+def test_the_records_of_a_run_are_ended_as_it_ended(key: str, state: str, status: str) -> None:
+    assert statuses(key) == {"prepare_data": "FINISHED", "the run": "RUNNING"}
+    assert end_in_mlflow(key, state) == ""
+    assert statuses(key) == {"prepare_data": "FINISHED", "the run": status}
+
+
+def test_a_step_that_was_killed_is_ended_in_its_place(key: str) -> None:
+    step = uuid.uuid4().hex
+    code = f"import os; from retrieval.tracking import step_run\nwith step_run({step!r}, {{}}): os._exit(9)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 9
+    assert statuses(key)[step] == "RUNNING"
+    assert end_in_mlflow(key, "FAILED") == f"Left open in MLflow and ended there as KILLED: {step}."
+    assert statuses(key) == {"prepare_data": "FINISHED", step: "KILLED", "the run": "FAILED"}
+    found = records_of(key)
+    assert found
+    record = found.step(step)
+    assert record
+    assert "without a word" in record.tags["rankone.error"]
+    assert end_in_mlflow(key, "FAILED") == ""
+
+
+def test_a_run_that_was_given_is_left_to_its_owner(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    owners = client().create_run("1", tags={"rankone.kind": "pipeline", "rankone.pipeline_run": key}).info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", owners)
+    end_in_mlflow(key, "SUCCEEDED")
+    assert client().get_run(owners).info.status == "RUNNING"
+
+
+@pytest.mark.parametrize("state", ["", "RUNNING"])
+def test_nothing_is_ended_where_nobody_says_that_it_is_over(key: str, state: str) -> None:
+    assert end_in_mlflow(key, state) == ""
+    assert statuses(key)["the run"] == "RUNNING"
+
+
+def test_an_mlflow_that_is_not_there_is_named(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    said = end_in_mlflow(key, "SUCCEEDED")
+    assert said.startswith("MLflow was not told how the run ended, and shows it as running: http://127.0.0.1:9")
