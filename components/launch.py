@@ -30,7 +30,8 @@ Outputs = Mapping[str, Mapping[str, Scalar]]  # metadata of each output artifact
 
 RESERVED = {"executor-input", "pipeline-run", "pipeline-task"}  # options of the launcher itself
 PARAMETER = "run."  # begins the options that are parameters of the pipeline and no knobs of the step
-PLAN, TRAIN, AGAIN, SKIP = "plan", "train", "train again: ", "skip: "  # the option; how its value is or begins
+PLAN = "plan"  # the option; how its value is or begins:
+TRAIN, WITH, AGAIN, SKIP = "train", "train with ", "train again: ", "skip: "
 LARGEST_WHOLE_NUMBER = 2**53  # up to which floating point holds every whole number
 LISTED = "python -m components STEP --help lists the options of a step"
 SKIPPED_KIND, SKIPPED_FORMAT = "skipped", 1  # of the folders that stand for what was not made
@@ -53,8 +54,8 @@ def launch(
     RANKONE_TRACEBACK=1 shows the rest.
 
     With `--plan="skip: <reason>"` a step that has no argument `plan` does nothing: its outputs are folders and pages
-    that say why, which later steps need not understand. `train` and `train again: <what>` are the same to a step; the
-    second is another text for a cache.
+    that say why, which later steps need not understand. `train`, `train with <what>` and `train again: <what>` are the
+    same to a step; to a cache they are other texts.
 
     Args:
         step: takes `params`, one path an artifact and its texts; returns the metadata of every output.
@@ -134,8 +135,9 @@ def check_plan(plan: str) -> str:
     Raises:
         ValueError: it is none; says what would be.
     """
-    if plan != TRAIN and not plan.startswith((AGAIN, SKIP)):
-        raise ValueError(f"plan is '{plan}'; it must be '{TRAIN}', '{AGAIN}...' or '{SKIP}...', with a reason.")
+    if plan != TRAIN and not plan.startswith((WITH, AGAIN, SKIP)):
+        starts = f"'{TRAIN}', '{WITH}...', '{AGAIN}...' or '{SKIP}...'"
+        raise ValueError(f"plan is '{plan}'; it must be {starts}, with a reason.")
     return plan
 
 

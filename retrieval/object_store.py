@@ -217,6 +217,15 @@ def has_object(address: Address) -> bool:
     return any(entry["Key"] == address.key for entry in pages.get("Contents", []))
 
 
+def version_of(address: Address) -> str:
+    """The etag of an object: another one where the content has changed.
+
+    Raises:
+        ValueError: it is not there, or the store cannot be reached or refuses.
+    """
+    return _head(s3_client(), address, "looking at")["ETag"].strip('"')
+
+
 def remove_object(address: Address) -> None:
     """Remove an object; nothing where there is none.
 

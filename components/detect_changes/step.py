@@ -13,6 +13,7 @@ from components.launch import (
     AGAIN,
     SKIP,
     TRAIN,
+    WITH,
     InputPath,
     OutputPath,
     Outputs,
@@ -28,6 +29,7 @@ from retrieval.dataset import Dataset
 from retrieval.drift import Drift, drift, load_reference, some_of
 from retrieval.evaluation import IMAGES, REFERENCE
 from retrieval.model_folder import read_model_manifest, resize_of
+from retrieval.object_store import Address, is_address, version_of
 from retrieval.registry import ModelVersion
 from retrieval.retraining import MadeFrom, Plan, parameters_digest, plan_of
 from retrieval.tracking import TrackingError, code_version, exchange_folder, pipeline_run, step_run
@@ -47,8 +49,8 @@ def detect_changes(
     """Say whether to train, what this run is made from, and what is new; write the page of it."""
     with step_run("detect_changes", params) as run:
         images = Dataset(dataset)
-        code = os.environ.get(CODE) or code_version()
-        origin = MadeFrom(images.digest, parameters_digest(parameters, OPERATIONAL), code)
+        code, weights = os.environ.get(CODE) or code_version(), weights_in_a_bucket(parameters)
+        origin = MadeFrom(images.digest, parameters_digest({**parameters, **weights}, OPERATIONAL), code)
         champion = registry.champion(params.registered_model)
         planned = plan_of(
             origin,
@@ -73,7 +75,7 @@ def detect_changes(
         drifted, without_drift = None, "nothing is trained" if planned.skip else versus
         if champion is not None and not planned.skip:
             drifted, without_drift = drift_of(champion, images, params)
-        plan.write_text(plan_text(planned), encoding="utf-8")
+        plan.write_text(plan_text(planned, **weights), encoding="utf-8")
         made_from.write_text(origin.text(), encoding="utf-8")
         changes.parent.mkdir(parents=True, exist_ok=True)
         changes.write_text(changes_page(planned, versus, found, drifted, without_drift), encoding="utf-8")
@@ -84,11 +86,23 @@ def detect_changes(
     return {"changes": metadata}
 
 
-def plan_text(plan: Plan) -> str:
-    """The plan as all later steps are given it: see `components.launch`."""
+def weights_in_a_bucket(parameters: Mapping[str, str]) -> dict[str, str]:
+    """The parameter `weights` as the object that lies there now; empty where it names none in a bucket.
+
+    Raises:
+        ValueError: the object is not there, or the store cannot be reached or refuses.
+    """
+    weights = parameters.get("weights", "")
+    return {"weights": f"{weights}, etag {version_of(Address.parse(weights))}"} if is_address(weights) else {}
+
+
+def plan_text(plan: Plan, weights: str = "") -> str:
+    """The plan as all later steps are given it, see `components.launch`; `weights` as of `weights_in_a_bucket`."""
     if plan.skip:
         return SKIP + plan.reason
-    return AGAIN + plan.again if plan.again else TRAIN
+    if plan.again:
+        return AGAIN + plan.again + (f", with {weights}" if weights else "")
+    return WITH + weights if weights else TRAIN
 
 
 def compared(champion: ModelVersion, images: Dataset) -> Differences | None:

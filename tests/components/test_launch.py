@@ -21,6 +21,7 @@ from components.launch import (
     SKIPPED_FORMAT,
     SKIPPED_KIND,
     TRAIN,
+    WITH,
     InputPath,
     InputText,
     OutputPath,
@@ -314,7 +315,7 @@ def test_a_step_with_nothing_to_do_checks_its_knobs_all_the_same(
     assert "epochs is 0" in failure(line, capsys)
 
 
-@pytest.mark.parametrize("plan", [TRAIN, f"{AGAIN}version 3, trained yesterday"])
+@pytest.mark.parametrize("plan", [TRAIN, f"{WITH}weights", f"{AGAIN}version 3, trained yesterday"])
 def test_a_plan_to_train_is_none_of_the_steps_business(plan: str, source: Path, tmp_path: Path) -> None:
     launch(copy_text, Params, arguments=[f"--source={source}", f"--copied={tmp_path / 'copied'}", f"--plan={plan}"])
     assert (tmp_path / "copied" / "text").read_text() == "ababab"
@@ -325,7 +326,9 @@ def test_a_plan_that_is_none_is_refused(
     plan: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = [f"--source={source}", f"--copied={tmp_path / 'copied'}", f"--plan={plan}"]
-    assert f"plan is '{plan}'; it must be 'train', 'train again: ...' or 'skip: ...'" in failure(line, capsys)
+    assert f"plan is '{plan}'; it must be 'train', 'train with ...', 'train again: ...' or 'skip: ...'" in failure(
+        line, capsys
+    )
     assert not (tmp_path / "copied").exists()
 
 
