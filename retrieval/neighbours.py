@@ -293,7 +293,7 @@ class _Search:
             segment: (n, segments kept) their numbers.
         """
         similarities = torch.full(inside.shape, -torch.inf, dtype=torch.float64, device=inside.device)
-        indices = torch.zeros_like(segment)
+        peaks, indices = similarities.clone(), torch.zeros_like(segment)
         rows, places = inside.nonzero(as_tuple=True)
         numbers, order = segment[rows, places].sort()
         for pairs in order.split(torch.unique_consecutive(numbers, return_counts=True)[1].tolist()):
@@ -304,10 +304,12 @@ class _Search:
                 self._hide_excluded(scores, row, start)
                 value, position = _greedy(scores, 1)
                 similarities[row, place], indices[row, place] = value[:, 0], position[:, 0] + start
-        largest, place = similarities.max(1, keepdim=True)
-        alone = (similarities >= largest - TIE).sum(1) == 1
+                peaks[row, place] = scores.amax(1)  # of ties in a segment the first may be less
+        highest, place = peaks.max(1, keepdim=True)
+        alone = (peaks >= highest - TIE).sum(1) == 1
         answered = (inside.any(1) & alone).nonzero()[:, 0]
-        self._answer(answered, largest[answered], indices[answered].gather(1, place[answered]))
+        place = place[answered]
+        self._answer(answered, similarities[answered].gather(1, place), indices[answered].gather(1, place))
         return (inside.any(1) & ~alone).nonzero()[:, 0]
 
     def _exhaustive(self, unproven: Tensor) -> None:

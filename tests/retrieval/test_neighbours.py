@@ -97,6 +97,24 @@ def test_bfloat16_first_agrees_with_the_loop(kind, block, tile, kept, monkeypatc
     torch.testing.assert_close(found[0], scores, atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_tie_is_seen_in_a_segment_whose_first_tie_is_none_of_the_whole(fast, monkeypatch):
+    """Of three close rows the best lies in another segment, and only the second of the other two ties with it."""
+    monkeypatch.setattr(neighbours, "EXACT_IS_CHEAPER", 0)
+    monkeypatch.setattr(neighbours, "SEGMENT", 16)
+    monkeypatch.setattr(neighbours, "has_fast_bfloat16", lambda _: fast)
+    values = torch.cat([torch.zeros(100, 2), torch.eye(100)], 1).double()
+    values[0], values[0, 0] = 0, 1
+    for row, below in ((20, 1.6e-6), (23, 0.8e-6), (70, 0.0)):
+        similarity = 0.9 - below
+        values[row] *= (1 - similarity**2) ** 0.5
+        values[row, 0] = similarity
+    found = ranked(values, values, 1, torch.arange(100))
+    expected, _ = by_loop(values, values, 1, torch.arange(100))
+    assert expected[0] == 23
+    assert torch.equal(found[1], expected)
+
+
 def searched(values, fast, monkeypatch):
     """The answer, and how many rows each attempt by symmetry left unproven."""
     attempts = []
