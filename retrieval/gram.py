@@ -18,7 +18,7 @@ FEWEST_ROUNDED = 1_024  # columns; of fewer it saves little, and 512 of photogra
 COLUMNS_PER_BLOCK = 256  # of a product of rounded rows: its smaller factor fits the cache
 ROWS_IN_CACHE = 64  # rounded at once
 HALF_OF_STEPS = 127  # int8 counts from -127 to 127: twice as many steps and 0
-COARSEST = 2.0**-8  # root mean square of the rounding by that of the values; of bfloat16 it is 0.0017
+COARSEST = 2.0**-7  # at 0.006 photographs' vectors were turned by 0.3 degrees, by bfloat16 by 0.9
 
 
 def in_own_precision(rows: Tensor, gram: Tensor) -> bool:
@@ -62,7 +62,7 @@ def in_int8(rows: Tensor, gram: Tensor) -> bool:
     """
     steps = rows.amax(0) / (2 * HALF_OF_STEPS)
     steps[steps < torch.finfo(steps.dtype).tiny] = 0  # nothing there, or nothing that counts
-    if len(rows) * float(steps.square().sum()) / 12 > COARSEST**2 * float(rows.norm()) ** 2:
+    if coarseness(rows, steps) > COARSEST:
         return in_own_precision(rows, gram)
     per_step = torch.where(steps > 0, 1 / steps, 0)
     columns, totals = rows.shape[1], torch.zeros_like(steps)
@@ -80,6 +80,17 @@ def in_int8(rows: Tensor, gram: Tensor) -> bool:
         product += shares[block, None]
         gram[block, start:] += product * (steps[block, None] * steps[start:])
     return True
+
+
+def coarseness(rows: Tensor, steps: Tensor) -> float:
+    """Root mean square of what rounding to steps (d,) takes from rows (b, d), by that of the values.
+
+    Both on the scale that the singular vectors are sought on: each column divided by the root of its sum. There a faint
+    column with one strong value counts as much as any other.
+    """
+    weights = torch.where(steps > 0, 1 / rows.sum(0), 0)
+    taken = len(rows) / 12 * (steps.square() * weights).sum()  # of uniform rounding
+    return float((taken / (torch.linalg.vector_norm(rows, dim=0).square() * weights).sum()).sqrt())
 
 
 PRODUCTS: dict[str, Multiply] = {"float32": in_own_precision, "bfloat16": in_bfloat16, "int8": in_int8}

@@ -81,6 +81,15 @@ def test_where_steps_would_be_coarse_rows_are_multiplied_as_they_are(greatest: f
     torch.testing.assert_close(total, (exact.T @ exact).triu(), rtol=1e-3 if rounded else 1e-5, atol=0)
 
 
+@needs_int8
+def test_faint_columns_with_one_strong_value_are_not_rounded_away() -> None:
+    rows = 0.03 * (0.99 + 0.02 * positive(2_048, 1_024))
+    rows[:, :100] = 1e-4 * positive(2_048, 100)
+    rows[torch.arange(100), torch.arange(100)] = 0.3
+    assert not added_up(in_int8, rows)[2]
+    assert added_up(in_int8, rows[:, 100:])[2]
+
+
 @pytest.mark.parametrize(
     ("columns", "tiles", "int8", "expected"),
     [
