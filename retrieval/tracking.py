@@ -284,7 +284,10 @@ class RunWriter:
     ) -> None:
         """Make the run of a step under its parent."""
         parent = injected_run or (_pipeline_run(pipeline_run, milliseconds) if pipeline_run else "")
-        experiment = client().get_run(parent).info.experiment_id if parent else experiment_id()
+        above = client().get_run(parent).info if parent else None
+        experiment = above.experiment_id if above else experiment_id()
+        if above and above.status != "RUNNING" and not injected_run:
+            client().update_run(parent, status="RUNNING")  # it is tried again
         tags = tags | {"rankone.step": step, PIPELINE_RUN: pipeline_run} | ({_PARENT: parent} if parent else {})
         run = client().create_run(experiment, milliseconds, {name: tag for name, tag in tags.items() if tag}, step)
         self._run_id, self._parent = run.info.run_id, parent

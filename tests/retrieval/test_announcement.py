@@ -162,6 +162,14 @@ def test_a_step_that_was_killed_is_ended_in_its_place(key: str) -> None:
     assert end_in_mlflow(key, "FAILED") == ""
 
 
+def test_a_run_that_is_tried_again_is_at_work_again(key: str) -> None:
+    end_in_mlflow(key, "FAILED")
+    with step_run("pretrain", {}):
+        assert statuses(key)["the run"] == "RUNNING"
+    end_in_mlflow(key, "SUCCEEDED")
+    assert statuses(key)["the run"] == "FINISHED"
+
+
 def test_a_run_that_was_given_is_left_to_its_owner(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     owners = client().create_run("1", tags={"rankone.kind": "pipeline", "rankone.pipeline_run": key}).info.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", owners)
