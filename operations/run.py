@@ -22,6 +22,7 @@ from retrieval.fingerprint import named_fingerprint, source_fingerprint
 from retrieval.home import home
 from retrieval.manifest import digest_of
 from retrieval.news import ANNOUNCING_STEP, Ending
+from retrieval.object_store import is_address
 from retrieval.webhook import ADDRESS
 
 if TYPE_CHECKING:
@@ -230,6 +231,7 @@ def containers_of(run: str, values: Mapping[str, Any]) -> "Containers":
 def checkpoints_of(values: Mapping[str, Any]) -> str:
     """Where the steps keep the states of their trainings: a place that the same command again finds."""
     root = str(values.get("checkpoints") or home() / "checkpoints")
+    root = root if is_address(root) else str(expanded(root).resolve())
     return f"{root.rstrip('/')}/{digest_of(dict(values))[:16]}"
 
 

@@ -14,3 +14,10 @@ def test_a_place_goes_with_the_parameters(tmp_path: Path, monkeypatch: pytest.Mo
     assert checkpoints_of({"channels": [8, 16], "seed": 1}) == place
     assert checkpoints_of({"seed": 2, "channels": (8, 16)}) != place
     assert checkpoints_of({"checkpoints": "s3://bucket/kept/"}).startswith("s3://bucket/kept/")
+
+
+def test_a_folder_is_the_same_wherever_a_step_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    assert checkpoints_of({"checkpoints": "kept"}).startswith(f"{tmp_path}/kept/")
+    assert checkpoints_of({"checkpoints": "~/kept"}).startswith(f"{tmp_path}/me/kept/")
