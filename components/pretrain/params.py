@@ -1,5 +1,6 @@
 """The knobs of pretrain."""
 
+import re
 from dataclasses import dataclass
 
 from components.knobs import (
@@ -73,6 +74,8 @@ class Params:
         check_rates(self, "pretrain_learning_rate")
         if not self.weights:
             raise ValueError("weights is empty; give none, imagenet, a path or s3://bucket/key.")
+        if self.weights.startswith("s3://") and not re.fullmatch(r"s3://[^/]+/.*[^/]", self.weights):
+            raise ValueError(f"weights is '{self.weights}', which names no object; give s3://bucket/key.")
         if self.backbone_image_size < 0:
             raise ValueError(
                 f"backbone_image_size is {self.backbone_image_size}; give pixels, or 0 for as they are stored."

@@ -200,6 +200,8 @@ def test_two_processes_train_one_network_and_the_first_one_writes(data: Dataset,
     ("options", "message"),
     [
         ({"weights": ""}, "weights is empty"),
+        ({"weights": "s3://bucket"}, "weights is 's3://bucket', which names no object; give s3://bucket/key"),
+        ({"weights": "s3://bucket/folder/"}, "which names no object"),
         ({"backbone_image_size": -1}, "backbone_image_size is -1"),
         ({"backbone_depths": ()}, "backbone_depths is"),
         ({"pretrain_epochs": -1}, "pretrain_epochs is -1"),
