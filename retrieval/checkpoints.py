@@ -2,7 +2,7 @@
 
 A checkpoint is one file, tensors and JSON as safetensors (never pickle), in a folder or an object store. It appears as
 a whole: a file by being renamed, an object by its nature. It carries the digest of what it is of (code, knobs, inputs,
-processes); one of anything else is not taken.
+the kind of device, processes); one of anything else is not taken.
 """
 
 import contextlib
@@ -24,8 +24,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from retrieval import distributed
+from retrieval.devices import pick_device
 from retrieval.manifest import digest_of
-from retrieval.object_store import Address, download, has_object, is_address, remove_object, upload
+from retrieval.object_store import (
+    Address,
+    AlteredObjectError,
+    MissingObjectError,
+    download,
+    has_object,
+    is_address,
+    remove_object,
+    upload,
+)
 from retrieval.tracking import code_version, pipeline_run
 
 STEPS_BETWEEN_AGREEMENTS = 50  # of several processes on whether a checkpoint is due: they wait for one another
@@ -99,12 +109,8 @@ class Checkpoint:
             ValueError: the object store cannot be reached or refuses.
         """
         with tempfile.TemporaryDirectory() as folder:
-            if not is_address(self._place):
-                path = Path(self._place) / self._file
-            elif has_object(address := Address.parse(self._place) / self._file):
-                download({(path := Path(folder) / self._file): address})
-            else:
-                return None
+            kept = Path(self._place) / self._file
+            path = self._fetch(Path(folder) / self._file) if is_address(self._place) else kept
             return self._read(path) if path.is_file() else None
 
     def remove(self) -> None:
@@ -141,6 +147,25 @@ class Checkpoint:
         except (OSError, ValueError, SafetensorError) as error:
             print(f"A checkpoint could not be written to {self._place}: {error} Training goes on.", flush=True)
 
+    def _fetch(self, path: Path) -> Path:
+        """Fetch the object to a path, which stays empty where there is none or it is damaged.
+
+        Another attempt at the task may put the next one in its place meanwhile, or remove it.
+        """
+        address = Address.parse(self._place) / self._file
+        for attempt in ("first", "last"):
+            try:
+                if has_object(address):
+                    download({path: address})
+            except MissingObjectError:
+                pass
+            except AlteredObjectError as error:
+                if attempt == "first":
+                    continue
+                self._say_not_taken(str(error).rstrip("."))
+            break
+        return path
+
     def _read(self, path: Path) -> State | None:
         try:
             with safe_open(path, "pt") as file:
@@ -151,13 +176,16 @@ class Checkpoint:
         else:
             why = ""
             if facts.pop("made_by", "") != self._made_by:
-                why = "it is of other parameters, data, code or processes"
+                why = "it is of other parameters, data, code, devices or processes"
             elif facts.pop("sha256", "") != _tensors_digest(tensors):
                 why = "it was altered: its sha256 is another"
         if not why:
             return State(tensors, facts)
-        distributed.say(f"The checkpoint {self._place}/{self._file} is not taken: {why}. Training begins anew.")
+        self._say_not_taken(why)
         return None
+
+    def _say_not_taken(self, why: str) -> None:
+        distributed.say(f"The checkpoint {self._place}/{self._file} is not taken: {why}. Training begins anew.")
 
 
 class Checkpoints:
@@ -175,6 +203,10 @@ class Checkpoints:
     def __init__(self, place: str, made_by: str, seconds: float) -> None:
         self._place, self._made_by, self._seconds = place, made_by, seconds
         self._opened: list[Checkpoint] = []
+
+    def depend_on(self, **digests: str) -> None:
+        """Name what else decides what is trained, where it is known only later: before any is asked for."""
+        self._made_by = digest_of([self._made_by, digests])
 
     def of(self, training: str) -> Checkpoint | None:
         """The checkpoint of one training, by its name; None when none are kept."""
@@ -202,13 +234,14 @@ def open_checkpoints(params: Any, made_from: Mapping[str, str], step_file: str) 
     """The checkpoints of a step.
 
     Args:
-        params: dataclass of its knobs, `checkpoints` and `checkpoint_seconds` among them.
+        params: dataclass of its knobs, `checkpoints`, `checkpoint_seconds` and `device` among them.
         made_from: digest of each input, by name.
         step_file: the step's source.
     """
     knobs = {name: value for name, value in dataclasses.asdict(params).items() if name not in OWN_KNOBS}
+    device = pick_device(params.device).type  # each keeps generators of its own kind
     made_by = digest_of(
-        [knobs, dict(made_from), code_digest(Path(step_file)), torch.__version__, distributed.world_size()]
+        [knobs, dict(made_from), code_digest(Path(step_file)), torch.__version__, device, distributed.world_size()]
     )
     place = checkpoint_place(params.checkpoints) if params.checkpoint_seconds else ""
     return Checkpoints(place, made_by, params.checkpoint_seconds)

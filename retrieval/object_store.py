@@ -36,6 +36,14 @@ PARTS_AT_ONCE = 8
 SHA256 = "sha256"  # the entry in an object's metadata
 
 
+class MissingObjectError(ValueError):
+    """An object is not there."""
+
+
+class AlteredObjectError(ValueError):
+    """What came is not what was uploaded."""
+
+
 @dataclass(frozen=True, slots=True)
 class Address:
     """A place in an object store: `s3://bucket/key`. The key is that of an object, or what several begin with."""
@@ -172,8 +180,9 @@ def download(files: Mapping[Path, Address], name: str = "") -> None:
         name: of the progress; nothing is shown without one.
 
     Raises:
-        ValueError: an object is not there or is not what was uploaded (its name is given), or the store cannot be
-            reached or refuses; names endpoint, bucket and action, never a key.
+        MissingObjectError: an object is not there.
+        AlteredObjectError: an object is not what was uploaded, or was replaced meanwhile; its name is given.
+        ValueError: the store cannot be reached or refuses; names endpoint, bucket and action, never a key.
     """
     client = s3_client()
     heads = {path: _head(client, address, "fetching") for path, address in files.items()}
@@ -188,7 +197,7 @@ def download(files: Mapping[Path, Address], name: str = "") -> None:
         expected = head["Metadata"].get(SHA256)  # what others put there may have none
         if path.stat().st_size != head["ContentLength"] or (expected and file_digest(path) != expected):
             path.unlink()
-            raise ValueError(
+            raise AlteredObjectError(
                 f"{files[path]} was truncated or altered: its content is not what was uploaded. Upload it again."
             )
 
@@ -221,7 +230,8 @@ def version_of(address: Address) -> str:
     """The etag of an object: another one where the content has changed.
 
     Raises:
-        ValueError: it is not there, or the store cannot be reached or refuses.
+        MissingObjectError: it is not there.
+        ValueError: the store cannot be reached or refuses.
     """
     return _head(s3_client(), address, "looking at")["ETag"].strip('"')
 
@@ -255,7 +265,8 @@ def clear_errors(client: Any, bucket: str, action: str) -> Iterator[None]:
         if code == "404":  # to a question about an object, which has no room for more
             code = "NoSuchKey" if _is_there(client, bucket) else "NoSuchBucket"
         advice = ADVICE.get(code, "look the code up in the store's documentation")
-        raise ValueError(f"{action} {place}: bucket '{bucket}' answered {code}; {advice}.") from None
+        kind = MissingObjectError if code == "NoSuchKey" else ValueError
+        raise kind(f"{action} {place}: bucket '{bucket}' answered {code}; {advice}.") from None
     except (BotoCoreError, RetriesExceededError) as error:
         cause = getattr(error, "last_exception", error)
         raise ValueError(

@@ -42,6 +42,7 @@ def pretrain(params: Params, dataset: InputPath, backbone: OutputPath, features:
         torch.manual_seed(params.seed)
         network = build_network(classifier_config(params, data, train))
         digest = load_weights(network.backbone.trunk, params.classifier, params.weights)
+        checkpoints.depend_on(weights=digest)
         history = fine_tune(network, data, train, params, device, run, checkpoints)
         if not distributed.is_first():
             return {}

@@ -11,6 +11,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
 
 from components.launch import text_of
 from retrieval.clusters import save_clusters
@@ -145,3 +148,35 @@ def test_stopped_between_epochs_it_resumes_and_ends_with_the_same_bytes(
     assert 0 < after < of
     assert written(tmp_path / "outputs") == written(tmp_path / "once")
     assert not (tmp_path / "kept").exists()
+
+
+@pytest.mark.usefixtures("mlflow_home")
+def test_a_training_from_other_weights_under_the_same_name_is_not_gone_on_with(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights, checkpoints, log = tmp_path / "weights.safetensors", tmp_path / "checkpoints", StepRun.log_metrics
+
+    def put(seed: int) -> None:
+        torch.manual_seed(seed)
+        save_file(torchvision.models.squeezenet1_1().state_dict(), weights)
+
+    def fails(self: StepRun, values: dict[str, float], step: int | None = None) -> None:
+        if step == 2:
+            raise ValueError("a failure")
+        log(self, values, step)
+
+    knobs = {"weights": str(weights), "backbone_image_size": 32}
+    monkeypatch.setitem(SMALL, "pretrain", SMALL["pretrain"] | knobs)
+    monkeypatch.setenv("RANKONE_PIPELINE_TASK", "pretrain")
+    put(1)
+    with monkeypatch.context() as once:
+        once.setattr(StepRun, "log_metrics", fails)
+        with pytest.raises(ValueError, match="a failure"):
+            run_here("pretrain", inputs, tmp_path / "stopped", str(checkpoints))
+    assert list(checkpoints.rglob("*.safetensors"))
+    put(2)
+    capsys.readouterr()
+    run_here("pretrain", inputs, tmp_path / "again", str(checkpoints))
+    said = capsys.readouterr().out
+    assert "is not taken: it is of other parameters, data, code, devices or processes" in said
+    assert resumed_after(said) == []

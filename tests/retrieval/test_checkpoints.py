@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from retrieval import checkpoints, object_store
 from retrieval.checkpoints import Checkpoint, Checkpoints, State, checkpoint_place, code_digest, open_checkpoints
 from retrieval.dataset import Dataset
 from retrieval.losses import MetricObjective
+from retrieval.object_store import Address
 from retrieval.training import ByLabel, Schedule
 from tests.retrieval.test_training import CPU, dataset, train, weights  # noqa: F401  a fixture
 
@@ -149,7 +151,10 @@ def altered(path: Path) -> None:
     [
         (lambda path: path.write_bytes(path.read_bytes()[:-7]), "it cannot be read"),
         (lambda path: path.write_bytes(b""), "it cannot be read"),
-        (lambda path: save_file({"x": torch.ones(1)}, path), "it is of other parameters, data, code or processes"),
+        (
+            lambda path: save_file({"x": torch.ones(1)}, path),
+            "it is of other parameters, data, code, devices or processes",
+        ),
         (altered, "it was altered"),
     ],
 )
@@ -175,7 +180,7 @@ def test_a_checkpoint_of_something_else_is_not_taken(
 ) -> None:
     stopped(dataset, Waits(str(tmp_path), "training", "this", EVERY_STEP))
     assert at(tmp_path, made_by="that").read() is None
-    assert "is not taken: it is of other parameters, data, code or processes. Training begins anew." in (
+    assert "is not taken: it is of other parameters, data, code, devices or processes. Training begins anew." in (
         capsys.readouterr().out
     )
     assert at(tmp_path).read() is not None
@@ -227,25 +232,86 @@ def test_they_go_when_the_step_ends_well_and_stay_when_it_fails(tmp_path: Path) 
     assert Checkpoints("", "this", 1).of("one") is None
 
 
-def test_in_a_bucket(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_in_a_bucket(dataset: Dataset, bucket: Any) -> None:  # noqa: F811
+    expected, _ = train(dataset, network=network(), objective=objective())
+    stopped(dataset, Waits("s3://bucket/checkpoints/run/task", "training", "this", EVERY_STEP))
+    keys = [entry["Key"] for entry in bucket.list_objects_v2(Bucket="bucket")["Contents"]]
+    assert keys == ["checkpoints/run/task/training.safetensors"]
+    again, checkpoint = objective(), at("s3://bucket/checkpoints/run/task", seconds=1e9)
+    resumed, _ = train(dataset, network=network(), objective=again, checkpoint=checkpoint)
+    assert again.asked == 2
+    assert torch.equal(weights(resumed), weights(expected))
+    checkpoint.remove()
+    assert "Contents" not in bucket.list_objects_v2(Bucket="bucket")
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A client of a store with an empty bucket."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "testing")
     for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
-    expected, _ = train(dataset, network=network(), objective=objective())
     with moto.mock_aws():
         client = boto3.client("s3", region_name="us-east-1")
         client.create_bucket(Bucket="bucket")
-        stopped(dataset, Waits("s3://bucket/checkpoints/run/task", "training", "this", EVERY_STEP))
-        keys = [entry["Key"] for entry in client.list_objects_v2(Bucket="bucket")["Contents"]]
-        assert keys == ["checkpoints/run/task/training.safetensors"]
-        again, checkpoint = objective(), at("s3://bucket/checkpoints/run/task", seconds=1e9)
-        resumed, _ = train(dataset, network=network(), objective=again, checkpoint=checkpoint)
-        assert again.asked == 2
-        assert torch.equal(weights(resumed), weights(expected))
-        checkpoint.remove()
-        assert "Contents" not in client.list_objects_v2(Bucket="bucket")
+        yield client
         client.close()
+
+
+def one(value: float) -> State:
+    return State({"x": torch.full((1_000,), value)}, {})
+
+
+def test_an_object_that_was_altered_is_not_taken_and_said(bucket: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = at("s3://bucket/task")
+    checkpoint.write(one(1), wait=True)
+    found = bucket.get_object(Bucket="bucket", Key="task/training.safetensors")
+    content = bytearray(found["Body"].read())
+    content[-5] ^= 1
+    bucket.put_object(Bucket="bucket", Key="task/training.safetensors", Body=bytes(content), Metadata=found["Metadata"])
+    assert checkpoint.read() is None
+    assert "is not taken: s3://bucket/task/training.safetensors was truncated or altered" in capsys.readouterr().out
+    checkpoint.write(one(2), wait=True)
+    state = checkpoint.read()
+    assert state is not None
+    assert state.tensors["x"][0] == 2
+
+
+def test_an_object_that_another_attempt_replaces_meanwhile_is_read_again(
+    bucket: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, other, real = at("s3://bucket/task"), at("s3://bucket/task"), object_store._head
+    checkpoint.write(one(1), wait=True)
+    replaced = []
+
+    def head(client: Any, address: Address, action: str) -> dict[str, Any]:
+        found = real(client, address, action)
+        if action == "fetching" and not replaced:
+            replaced.append(address)
+            other.write(one(2), wait=True)
+        return found
+
+    monkeypatch.setattr(object_store, "_head", head)
+    state = checkpoint.read()
+    assert replaced
+    assert state is not None
+    assert state.tensors["x"][0] == 2
+
+
+def test_an_object_that_another_attempt_removes_meanwhile_is_not_there(
+    bucket: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, other, real = at("s3://bucket/task"), at("s3://bucket/task"), checkpoints.has_object
+    checkpoint.write(one(1), wait=True)
+
+    def then_removed(address: Address) -> bool:
+        found = real(address)
+        other.remove()
+        return found
+
+    monkeypatch.setattr(checkpoints, "has_object", then_removed)
+    assert checkpoint.read() is None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,6 +319,7 @@ class Params:
     epochs: int = 3
     checkpoints: str = ""
     checkpoint_seconds: float = 60.0
+    device: str = "cpu"
 
 
 def digest_in(params: Params, place: Path, made_from: dict[str, str], step_file: Path) -> str:
@@ -279,6 +346,9 @@ def test_knobs_inputs_and_code_decide_whose_a_checkpoint_is(tmp_path: Path, monk
     assert usual != digest_in(dataclasses.replace(params, epochs=4), place, data, code)
     assert usual != digest_in(params, place, {"dataset": "e"}, code)
     assert usual != digest_in(params, place, data, other)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(checkpoints, "pick_device", lambda _: torch.device("cuda", 0))
+        assert usual != digest_in(params, place, data, code)
     assert code_digest(code) != code_digest(other)
     assert open_checkpoints(dataclasses.replace(params, checkpoint_seconds=0.0), data, str(code)).of("x") is None
 
