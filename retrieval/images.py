@@ -232,7 +232,10 @@ def _decode_jpeg(content: bytes, limits: Limits, image_size: int) -> Picture:
     if not (has_metadata or space == "CMYK"):
         return Picture(pixels, width, height, _jpeg_digest(content), notes)
     image = _open(content, limits)  # Pillow reads the metadata, and knows which programs write CMYK inverted
-    rgb, converted = _to_rgb(image) if space == "CMYK" else (Image.fromarray(pixels), ())
+    try:
+        rgb, converted = _to_rgb(image) if space == "CMYK" else (Image.fromarray(pixels), ())
+    except Exception as error:  # Pillow decodes here, and minds damage that libjpeg-turbo passes over
+        raise _damaged(content, str(error)) from error
     rgb, turned, orientation = _upright(image, rgb)
     width, height = (height, width) if "turned_sideways" in turned else (width, height)
     return Picture(np.asarray(rgb), width, height, _jpeg_digest(content, orientation), notes + converted + turned)

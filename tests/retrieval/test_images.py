@@ -65,6 +65,14 @@ def png_claiming(width: int, height: int) -> bytes:
     )
 
 
+@pytest.mark.parametrize("place", range(200, 1_000, 100))
+def test_a_damaged_cmyk_jpeg_is_refused(place: int) -> None:
+    content = bytearray(encoded(photo(200, 150).convert("CMYK"), "JPEG", quality=95))
+    start = content.index(b"\xff\xda") + place
+    content[start : start + 512] = b"\xff" * 512
+    assert reason(bytes(content)) == "corrupt"
+
+
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP", "TIFF"])
 def test_lossless_formats_give_the_same_pixels(kind):
     picture = read(encoded(photo(), kind, **({"lossless": True} if kind == "WEBP" else {})))
