@@ -253,10 +253,16 @@ def class_shifts(
     names, held = np.asarray(classes, dtype=str), np.asarray(reference.classes, dtype=str)
     shifts = []
     for name in sorted(set(names) & set(held)):
-        before, now = reference.embeddings[held == name][:MOST_OF_A_CLASS], embeddings[names == name][:MOST_OF_A_CLASS]
+        rows_of_class = reference.embeddings[held == name], embeddings[names == name]
+        before, now = (_some(rows, MOST_OF_A_CLASS, generator) for rows in rows_of_class)
         if min(len(before), len(now)) >= LEAST_OF_A_CLASS:
             shifts.append(_shift(str(name), before.astype(np.float64), now.astype(np.float64), generator))
     return tuple(sorted(shifts, key=lambda shift: (shift.p_value, shift.by_chance - shift.shift, shift.class_name)))
+
+
+def _some(rows: np.ndarray, most: int, generator: np.random.Generator) -> np.ndarray:
+    """At most so many rows, drawn: those that come first may be of one camera or one day."""
+    return rows if len(rows) <= most else generator.choice(rows, most, replace=False)
 
 
 def _shift(name: str, before: np.ndarray, now: np.ndarray, generator: np.random.Generator) -> ClassShift:

@@ -179,6 +179,24 @@ def test_of_many_classes_those_have_moved_that_the_step_up_rule_finds() -> None:
     assert moved([]) == 0
 
 
+def test_of_many_images_of_a_class_those_that_come_first_do_not_stand_for_it() -> None:
+    """In each class come those of one camera, then those of another; new images are of both."""
+
+    def of_two_cameras(images: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        values, names = drawn(images, seed)
+        order = np.argsort(names, kind="stable")
+        values, names = values[order], names[order]
+        for name in set(names):
+            rows = np.flatnonzero(names == name)
+            values[rows[: len(rows) // 2], 0] += 0.5
+        return values, names
+
+    known = Reference("digest", *of_two_cameras(8_000, seed=1), None)
+    shifts = class_shifts(known, *of_two_cameras(1_200, seed=2), 0)
+    assert len(shifts) == 6
+    assert min(shift.p_value for shift in shifts) > 0.01
+
+
 def test_a_class_of_few_images_is_left_out() -> None:
     values, names = drawn(LEAST_OF_A_CLASS - 1, seed=6)
     names[:] = "class 1"
