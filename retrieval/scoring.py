@@ -61,10 +61,11 @@ def answers_of(
 def score(folder: Path, dataset: Dataset, device: torch.device, batch_size: int) -> Answers:
     """Embed the test images with a model and search each among the others, as `measurement.judge` does.
 
-    Images of another size than the model's are brought to it; its speed is then not measured.
+    Larger images than the model's are brought to its size; its speed is then not measured.
 
     Raises:
-        ValueError: it is no model folder, its images were fitted in another way, or an embedding is not finite.
+        ValueError: it is no model folder, its images were fitted in another way or were larger, or an embedding is not
+            finite.
     """
     manifest = read_model_manifest(folder)
     if (fitted := resize_of(manifest)) != dataset.resize:
@@ -74,6 +75,12 @@ def score(folder: Path, dataset: Dataset, device: torch.device, batch_size: int)
         )
     embedder, rows = Embedder("champion", folder, dataset, device, batch_size), dataset.rows("test")
     size = embedder.model.config.image_size
+    if size > dataset.image_size:
+        raise ValueError(
+            f"the champion looks at images of {size} px, these are stored at {dataset.image_size} px: on them it "
+            f"would be judged worse than it is. Prepare the data with image_size={size} to compare the two; "
+            "`rankone promote` makes a model of smaller images champion all the same."
+        )
     fits = size == dataset.image_size
     embeddings = embedder(rows) if fits else embedder.changed(rows, resized(size))
     if not torch.isfinite(embeddings).all():

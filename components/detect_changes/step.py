@@ -28,7 +28,7 @@ from retrieval.changes_page import changes_page
 from retrieval.dataset import Dataset
 from retrieval.drift import Drift, drift, load_reference, some_of
 from retrieval.evaluation import IMAGES, REFERENCE
-from retrieval.model_folder import read_model_manifest, resize_of
+from retrieval.model_folder import image_size_of, read_model_manifest, resize_of
 from retrieval.object_store import Address, is_address, version_of
 from retrieval.registry import ModelVersion
 from retrieval.retraining import MadeFrom, Plan, parameters_digest, plan_of
@@ -136,6 +136,8 @@ def drift_of(champion: ModelVersion, images: Dataset, params: Params) -> tuple[D
             fitted = resize_of(read_model_manifest(model))
             if fitted != images.resize:
                 return None, f"the champion knows images of resize={fitted}, these are of resize={images.resize}"
+            if (size := image_size_of(model)) > images.image_size:
+                return None, f"the champion knows images of {size} px, these are stored at {images.image_size} px"
             embeddings = embedded(model, images, rows, params.device)
             classes = np.asarray(images.index["class_name"].to_pylist(), object)[rows]
             found = drift(reference, embeddings, classes, set(own["class_name"].to_pylist()))

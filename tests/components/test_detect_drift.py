@@ -27,13 +27,13 @@ from retrieval.tracking import client, experiment_id, step_run
 KNOWN, NEW = slice(0, 700), slice(700, 1_100)
 
 
-def digits(folder: Path, rows: slice, inverted: bool = False, also: Dataset | None = None) -> Dataset:
-    """Real digits as a dataset, a third of them for test; `also` is laid before them."""
+def digits(folder: Path, rows: slice, inverted: bool = False, also: Dataset | None = None, every: int = 1) -> Dataset:
+    """Real digits as a dataset, a third of them for test; `also` is laid before them, of pixels is every so manieth."""
     found = load_digits()
     mixed = np.random.default_rng(0).permutation(len(found.data))[rows]
     grey = np.rint(found.images[mixed] * 255 / 16).astype(np.uint8)
     grey = 255 - grey if inverted else grey
-    pixels = np.repeat(grey[..., None], 3, axis=3)
+    pixels = np.repeat(grey[:, ::every, ::every, None], 3, axis=3)
     split = np.where(np.arange(len(pixels)) % 3 == 0, "test", "train")
     labels = found.target[mixed].astype(np.int64)
     if also is not None:
@@ -118,6 +118,13 @@ def test_new_digits_are_no_drift_and_digits_in_other_colours_are(
     run = client().search_runs([experiment_id()], "tags.`rankone.step` = 'detect_changes'", max_results=1)[0]
     assert run.data.metrics["drift_excess"] == other["drift_excess"]
     assert float(run.data.tags["rankone.drift_share"]) == other["drift_share"]
+
+
+def test_images_stored_smaller_than_the_champion_knows_them_say_nothing_of_drift(champion: str, tmp_path: Path) -> None:
+    smaller = digits(tmp_path / "smaller", NEW, every=2)
+    found, page = look(champion, smaller, tmp_path / "page")
+    assert "drift_share" not in found
+    assert "Not looked at: the champion knows images of 8 px, these are stored at 4 px" in page
 
 
 def test_few_images_are_looked_at_where_few_are_asked_for(champion: str, first: Dataset, tmp_path: Path) -> None:

@@ -389,13 +389,19 @@ def test_a_champion_that_was_trained_on_test_images_is_scored_and_that_is_said(
     assert f"was trained on 4 of these {len(test)} test images, which favours it" in capsys.readouterr().out
 
 
-def test_a_champion_for_another_size_of_image_is_scored_on_them_resized(made: Made, tmp_path: Path) -> None:
+def test_a_champion_for_smaller_images_is_scored_on_them_resized(made: Made, tmp_path: Path) -> None:
     torch.manual_seed(3)
-    network = build_network(ModelConfig(dimension=4, image_size=12, channels=(4, 4, 4)))
-    save_model(tmp_path / "larger", network, {}, {})
-    answers = scoring.score(tmp_path / "larger", made.data, torch.device("cpu"), 16)
+    larger = save_images(tmp_path / "images of 12 px", image_size=12)
+    answers = scoring.score(made.folder / "tuned_model", Dataset(larger.folder), torch.device("cpu"), 16)
     assert len(answers.correct) == 30
     assert answers.images_per_second is None
+
+
+def test_a_champion_for_larger_images_is_not_judged_on_what_they_lost(made: Made, tmp_path: Path) -> None:
+    network = build_network(ModelConfig(dimension=4, image_size=12, channels=(4, 4, 4)))
+    save_model(tmp_path / "larger", network, {}, {})
+    with pytest.raises(ValueError, match=r"looks at images of 12 px, these are stored at 8 px.*image_size=12"):
+        scoring.score(tmp_path / "larger", made.data, torch.device("cpu"), 16)
 
 
 def test_a_champion_of_images_fitted_otherwise_is_not_scored(made: Made, tmp_path: Path) -> None:
