@@ -11,6 +11,7 @@ from typing import Any
 from retrieval.evaluation import Acceptance, Evaluation
 from retrieval.manifest import Manifest
 from retrieval.model_folder import CONFIG
+from retrieval.thresholds import MINIMUM_ANSWERED
 
 LONGEST = 5_000  # characters; what MLflow takes as a version's description
 WEAK_CLASSES = 5
@@ -100,6 +101,9 @@ def trust(found: Acceptance) -> str:
     asked = _percent(found.level)
     if found.value is None and not found.validation_queries:
         return "trust no similarity: none was chosen, for R@1 could not be measured on validation"
+    if found.value is None and found.validation_queries < MINIMUM_ANSWERED:
+        few = f"{found.validation_queries:,} validation queries are too few to choose one on"
+        return f"trust no similarity: {few}, {MINIMUM_ANSWERED} are the least"
     if found.value is None:
         queries = f"{found.validation_queries:,} validation queries"
         return f"trust no similarity: none gives {asked} right answers to the {queries}"

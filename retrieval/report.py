@@ -20,6 +20,7 @@ from retrieval.dataset import SPLITS, Dataset
 from retrieval.evaluation import ClassRecall, Confusion, Evaluation, MissingParts
 from retrieval.feature_map import FeatureMap
 from retrieval.manifest import Manifest
+from retrieval.thresholds import MINIMUM_ANSWERED
 
 TEMPLATE = "report.html"
 NEIGHBOURS_SHOWN = 5
@@ -107,6 +108,7 @@ def render_report(
         quarantine=quarantine(dataset.report()),
         # the charts are made of numbers and of names that they escape
         stage_chart=Markup(stage_chart(evaluation.stages)),
+        minimum_answered=MINIMUM_ANSWERED,
         threshold_chart=Markup(threshold_chart(evaluation.threshold)),
         histogram=Markup(histogram([recall.recall_at_1 for recall in evaluation.recall_by_class])),
         missing_parts_chart=Markup(missing_parts_chart(evaluation.missing_parts)) if evaluation.missing_parts else "",

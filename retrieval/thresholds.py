@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 HELD_AT_ONCE = 4_000_000  # counts of the trials held at a time
+MINIMUM_ANSWERED = 30  # queries: fewer answers are no evidence for a threshold
 MIDDLE = 0.95  # share of the trials that the interval of the threshold holds
 
 
@@ -65,7 +66,7 @@ class Trials:
 
 
 def acceptance_threshold(
-    similarity: Any, correct: Any, level: float = 0.9, minimum_answered: int = 30, curve_points: int = 200
+    similarity: Any, correct: Any, level: float = 0.9, minimum_answered: int = MINIMUM_ANSWERED, curve_points: int = 200
 ) -> Threshold:
     """The lowest threshold at which the answered queries are right at least `level` of the time.
 
@@ -119,7 +120,7 @@ def threshold_by_trials(
     labels: Any,
     level: float = 0.9,
     trials: int = 200,
-    minimum_answered: int = 30,
+    minimum_answered: int = MINIMUM_ANSWERED,
     seed: int = 0,
 ) -> Trials:
     """The acceptance threshold of resampled queries: how far the one found once is chance.

@@ -83,6 +83,10 @@ NOT_FOUND = {"reached": False, "value": None, "precision": None, "precision_low"
         (UNREACHED, "trust no similarity: 0.7500, chosen on validation, is inconclusive on test, where no query has"),
         (NOT_FOUND, "trust no similarity: none gives 90.00% right answers to the 80 validation queries"),
         (
+            NOT_FOUND | {"validation_queries": 29},
+            "trust no similarity: 29 validation queries are too few to choose one on, 30 are the least",
+        ),
+        (
             NOT_FOUND | {"validation_queries": 0},
             "trust no similarity: none was chosen, for R@1 could not be measured on validation",
         ),
