@@ -77,6 +77,7 @@ def data(measured: Evaluation, tags: Mapping[str, str]) -> list[str]:
 def method(config: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
     """The network, and what was decided while it was trained."""
     network = {"network": "architecture", "dimension": "dimension", "image size": "image_size", "head": "head"}
+    config = {**config, "dimension": facts.get("dimension", config.get("dimension"))}  # another if refined or joined
     lines = [f"{label} {config[key]}" for label, key in network.items() if key in config]
     return lines + [f"{plain(str(value))}" for key, value in sorted(facts.items()) if key.endswith("_why")]
 

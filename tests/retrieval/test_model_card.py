@@ -40,7 +40,7 @@ def test_a_card_says_how_good_from_what_and_how(tmp_path: Path, evaluation: Eval
         "rankone.code_version": "code-1",
         "rankone.step_seconds": '{"pretrain": 61.4}',
     }
-    card = card_of(tmp_path, evaluation, tags, {"softmax_why": "It raised R@1.", "epochs": 3})
+    card = card_of(tmp_path, evaluation, tags, {"softmax_why": "It raised R@1.", "epochs": 3, "dimension": 139})
     for text in (
         "# digits: image embeddings for retrieval",
         "R@1 90.00% (95 % interval 87.50% to 92.50%, the wider by class and by query), 1,234 queries of 9 classes",
@@ -48,7 +48,7 @@ def test_a_card_says_how_good_from_what_and_how(tmp_path: Path, evaluation: Eval
         "dataset `dddddddddddd`, evaluation `eeeeeeeeeeee`",
         "pipeline run run-7",
         "network four_layer",
-        "dimension 128",
+        "dimension 139",
         "It raised R@1.",
         "pretrain 61 s",
         "embeds 1,500 images a second",
