@@ -116,13 +116,14 @@ def pictures_of(model_input: pandas.DataFrame | Iterable[Any]) -> list[Any]:
 
 
 def from_base64(text: Any) -> bytes:
-    """The bytes of a picture.
+    """The bytes of a picture; the text may be broken into lines, as tools write it.
 
     Raises:
         ValueError: no text, too long, or no base64.
     """
     if not isinstance(text, str):
         raise ValueError(f"it is of type {type(text).__name__}; give the file's bytes as text in base64.")
+    text = "".join(text.split())
     if len(text) > MAX_BYTES * 4 // 3 + 4:
         raise ValueError(f"its text has {len(text):,} characters; send a file of {MAX_BYTES:,} bytes at most.")
     try:

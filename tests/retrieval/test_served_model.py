@@ -142,6 +142,12 @@ def test_a_picture_of_too_many_pixels_is_not_decoded(embedder: ImageEmbedder, mo
         predict(embedder, [text(picture(20, 20))])
 
 
+def test_text_that_is_broken_into_lines_is_read() -> None:
+    content = picture(30, 20)
+    assert from_base64(base64.encodebytes(content).decode()) == content
+    assert from_base64(text(content).replace("A", "A\r\n")) == content
+
+
 def test_a_file_that_is_too_long_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("retrieval.served_model.MAX_BYTES", 99)
     assert len(from_base64("A" * 132)) == 99
