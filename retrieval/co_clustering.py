@@ -98,6 +98,11 @@ def co_cluster(
     else:
         values = np.append(found.singular_values, LEAST_RANK) if found.ends else found.singular_values
         clusters, why = choose_clusters(values, added.rows, classes)
+    if clusters > (most := added.rows - added.zero_rows):
+        raise ValueError(
+            f"co_clusters is {clusters} and {most:,} training images have features; give at most that, or 0 for as many "
+            "as the data show."
+        )
     found = found.first(max(clusters - 1, 1))
 
     def placed(some: np.ndarray) -> Iterator[np.ndarray]:
