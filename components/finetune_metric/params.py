@@ -114,7 +114,7 @@ class Params:
         check_choices(self, network=(FOUR_LAYER, *BACKBONES), loss=LOSSES, augment=AUGMENTATIONS, device=DEVICES)
         check_choices(self, pooling=POOLINGS, pool_kind=POOL_KINDS, robust=ROBUST, labels=LABELS)
         check_choices(self, adjust_by=ADJUST_BY)
-        check_least(self, dimension=1, batch_size=2, adjust_epochs=0, metric_epochs=0, label_rounds=1)
+        check_least(self, dimension=2, batch_size=2, adjust_epochs=0, metric_epochs=0, label_rounds=1)
         check_seed(self)
         self._check_layers()
         self._check_ratios()

@@ -145,9 +145,19 @@ def decide(params: Params, targets: Tensor, labels: Tensor, images: ImageBatches
     return chosen
 
 
-def batch_of(params: Params, labels: Tensor) -> tuple[int, int]:
-    """Classes in a batch and images of each."""
-    return batch_shape(len(labels.unique()), params.batch_size, params.classes_per_batch, params.images_per_class)
+def batch_of(params: Params, labels: Tensor, number: int = 0) -> tuple[int, int]:
+    """Classes in a batch and images of each; those of a later round may be fewer than asked for, which is said.
+
+    Args:
+        params: what is asked for.
+        labels: (m,) of the training images.
+        number: of the round.
+    """
+    classes, asked = len(labels.unique()), params.classes_per_batch
+    if number and asked > classes:
+        distributed.say(f"finetune_metric: batches of {classes} classes for the {asked} asked for: there are no more.")
+        asked = classes
+    return batch_shape(classes, params.batch_size, asked, params.images_per_class)
 
 
 def network_config(params: Params, data: Dataset, rows: np.ndarray) -> ModelConfig:
@@ -245,7 +255,7 @@ def train(
         augment=named_augmentation(chosen["augment"].value, params.robust),
         device=images.device,
         name=f"finetune_metric, {phase}",
-        balanced=batch_of(params, labels) if phase == "metric" else None,
+        balanced=batch_of(params, labels, number) if phase == "metric" else None,
         on_epoch=log,
         compile=params.compile,
         checkpoint=training.checkpoints.of(f"{phase} {number}"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from components.finetune_metric.params import Params
-from components.finetune_metric.step import finetune_metric
+from components.finetune_metric.step import batch_of, finetune_metric
 from retrieval.adjusting import ADJUSTING
 from retrieval.clusters import load_clusters, save_clusters
 from retrieval.dataset import INDEX_SCHEMA, Dataset, save_dataset
@@ -165,6 +165,18 @@ def test_the_form_of_the_network_is_as_asked_for(tmp_path: Path) -> None:
     assert not config.batch_norm
 
 
+def test_a_later_round_of_fewer_clusters_than_classes_are_asked_for_in_a_batch_goes_on(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    params = Params(labels="none", classes_per_batch=10, batch_size=20)
+    eight, ten = torch.arange(80) % 8, torch.arange(80) % 10
+    assert batch_of(params, ten) == (10, 2)
+    assert batch_of(params, eight, number=2)[0] == 8
+    assert "batches of 8 classes for the 10 asked for" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="classes_per_batch is 10 and there are 8 classes"):
+        batch_of(params, eight)
+
+
 @pytest.mark.parametrize(
     ("given", "counts"),
     [
@@ -206,7 +218,7 @@ def test_channels_follow_from_the_two_ratios(given: dict[str, object], counts: t
         ({"adjust_by": "relations", "batch_size": 2}, "batch_size is 2 with adjust_by=relations"),
         ({"labels": "some"}, "Unknown labels 'some'; choose one of: given, none"),
         ({"label_rounds": 0}, "label_rounds is 0; it must be 1 or more"),
-        ({"dimension": 0}, "dimension is 0; it must be 1 or more"),
+        ({"dimension": 1}, "dimension is 1; it must be 2 or more"),
         ({"metric_epochs": -1}, "metric_epochs is -1"),
     ],
 )
