@@ -12,6 +12,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -214,7 +215,8 @@ def parquet(location: str, options: SourceOptions) -> Source:
 def s3(location: str, options: SourceOptions) -> Source:
     """A bucket in the folder layout. Objects are kept under the embedded home until the dataset is written.
 
-    An object that is there with the size and etag of the listing is not fetched again.
+    An object that is there with the size and etag of the listing is not fetched again. Runs over one location share
+    what is kept, and the first to end removes it; the others fetch again what they miss.
     """
     place = Address.parse(location)
     records, ignored = arrange(list_objects(place))
@@ -293,13 +295,11 @@ class Objects:
             return RefusedImageError("too_large", f"{entry.size:,} bytes; not fetched")
         key = hashlib.sha256(f"{entry.path}\n{entry.size}\n{entry.version}".encode()).hexdigest()
         path = self.spool / key[:2] / key
-        if path.is_file() and path.stat().st_size == entry.size:
-            return path.read_bytes()
+        kept = _kept(path)
+        if kept is not None and len(kept) == entry.size:
+            return kept
         content = self._fetch(client, entry)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
-        partial.write_bytes(content)
-        partial.replace(path)  # whole or not there
+        _keep(path, content)
         return content
 
     def _fetch(self, client: Any, entry: Listed) -> bytes:
@@ -314,6 +314,23 @@ class Values:
 
     def __iter__(self) -> Iterator[Content]:
         return iter(self.values)
+
+
+def _kept(path: Path) -> bytes | None:
+    """What the spool keeps there; None for nothing, and where another run that ends removes it meanwhile."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _keep(path: Path, content: bytes) -> None:
+    """Keep a copy, whole or not at all; none where another run that ends removes the folder meanwhile."""
+    partial = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
+    with suppress(FileNotFoundError, FileExistsError):  # mkdir raises the second for a folder that has just gone
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(content)
+        partial.replace(path)
 
 
 def _parts(records: Sequence[Record], size: int) -> Iterator[Sequence[Record]]:

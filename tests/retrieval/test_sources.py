@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import urllib.request
+from pathlib import Path
 
 import boto3
 import numpy as np
@@ -390,6 +391,26 @@ def test_the_spool_goes_when_the_dataset_is_written(store, tmp_path):
     assert any(path.is_file() for path in (tmp_path / "home" / "spool").rglob("*"))
     source.close()
     assert not any(path.is_file() for path in (tmp_path / "home" / "spool").rglob("*"))
+
+
+@pytest.mark.parametrize("call", ["read_bytes", "is_dir", "write_bytes", "replace"])
+def test_another_run_over_the_same_objects_may_end_at_any_time(store, tmp_path, monkeypatch, call):
+    put(store, "cat/a.png", "cat/b.png")
+    source, other = (open_source("s3", "s3://pictures", OPTIONS) for _ in range(2))
+    contents(other)
+    if call != "read_bytes":  # nothing to read, but the folders are there
+        for path in filter(Path.is_file, (tmp_path / "home" / "spool").rglob("*")):
+            path.unlink()
+    original, calls = getattr(Path, call), []
+
+    def end_of_the_other_before(path: Path, *arguments):
+        other.close()
+        calls.append(path)
+        return original(path, *arguments)
+
+    monkeypatch.setattr(Path, call, end_of_the_other_before)
+    assert contents(source, 1) == [b"cat/a.png", b"cat/b.png"]
+    assert calls
 
 
 def test_an_object_that_changed_since_it_was_listed(store):
