@@ -56,16 +56,21 @@ def cifar100_root(location: str) -> Path:
 def parquet_files(location: str) -> list[Listed]:
     """The Parquet files of a folder, at any depth, or the one file that `location` names.
 
+    What cannot be listed there as file or folder is among them, with its problem.
+
     Raises:
-        ValueError: nothing there.
+        ValueError: no Parquet file there, or a folder that cannot be opened.
     """
     path = Path(location).expanduser()
     if location and path.is_file():
         return [_listed_file(path, path.name)]
-    files = [file for file in list_folder(existing_folder(location, "parquet")) if _is_parquet(file)]
-    if not files:
+    listed = [file for file in list_folder(existing_folder(location, "parquet")) if not _is_set_aside(file)]
+    files = [file for file in listed if file.problem or file.path.lower().endswith(".parquet")]
+    if all(file.problem for file in files):
+        problems = ", ".join(f"{readable(file.path)} ({file.problem})" for file in files[:3])
         raise ValueError(
-            f"location '{location}' holds no file that ends in .parquet; name the folder or file that does."
+            f"location '{location}' holds no file that ends in .parquet{f': {problems}' if problems else ''}; "
+            "name the folder or file that does."
         )
     return files
 
@@ -73,7 +78,11 @@ def parquet_files(location: str) -> list[Listed]:
 def list_folder(root: Path) -> list[Listed]:
     """Everything below a folder, sorted by path; links are followed, and a link to a folder above itself is a problem.
 
-    Empty folders and what is neither file nor folder are listed too, with their problem.
+    Empty folders, folders that may not be read, links that lead nowhere and what is neither file nor folder are listed
+    too, with their problem.
+
+    Raises:
+        ValueError: the folder itself may not be read.
     """
     return sorted(_walk(root, "", (os.path.realpath(root),)), key=lambda listed: os.fsencode(listed.path))
 
@@ -84,33 +93,51 @@ def readable(path: str) -> str:
 
 
 def _walk(folder: Path, prefix: str, above: tuple[str, ...]) -> Iterator[Listed]:
-    empty = True
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            empty = False
-            path = f"{prefix}{entry.name}"
-            if not entry.is_dir():
-                yield _listed_file(entry, path)
-                continue
-            real = os.path.realpath(entry.path) if entry.is_symlink() else str(Path(above[-1]) / entry.name)
-            if real in above:
-                yield Listed(path, -1, "", "a link to a folder above it")
-            else:
-                yield from _walk(Path(entry.path), f"{path}/", (*above, real))
-    if empty and prefix:
+    try:
+        with os.scandir(folder) as found:
+            entries = list(found)
+    except PermissionError as error:  # another error, of a disk that fails say, must not cost a class
+        if not prefix:
+            raise ValueError(
+                f"'{folder}' {_cannot_be_opened(error)}; see to it that whoever runs this may read it."
+            ) from error
+        yield Listed(prefix.rstrip("/"), -1, "", _cannot_be_opened(error))
+        return
+    for entry in entries:
+        path = f"{prefix}{entry.name}"
+        if not _is_folder(entry):
+            yield _listed_file(entry, path)
+            continue
+        real = os.path.realpath(entry.path) if entry.is_symlink() else str(Path(above[-1]) / entry.name)
+        if real in above:
+            yield Listed(path, -1, "", "a link to a folder above it")
+        else:
+            yield from _walk(Path(entry.path), f"{path}/", (*above, real))
+    if prefix and not entries:
         yield Listed(prefix.rstrip("/"), -1, "", "an empty folder")
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or through what may not be read: `_listed_file` says which
+        return False
 
 
 def _listed_file(path: "os.DirEntry[str] | Path", relative: str) -> Listed:
     try:
         status = path.stat()
     except OSError as error:
-        return Listed(relative, -1, "", f"cannot be opened: {error.strerror}")
+        return Listed(relative, -1, "", _cannot_be_opened(error))
     if not stat.S_ISREG(status.st_mode):
         return Listed(relative, -1, "", "neither file nor folder")
     return Listed(relative, status.st_size, f"{status.st_mtime_ns} {status.st_ctime_ns}")
 
 
-def _is_parquet(file: Listed) -> bool:
-    hidden = any(part.startswith((".", "_")) for part in file.path.split("/"))
-    return file.path.lower().endswith(".parquet") and not file.problem and not hidden
+def _cannot_be_opened(error: OSError) -> str:
+    return f"cannot be opened: {error.strerror}"
+
+
+def _is_set_aside(file: Listed) -> bool:
+    """Whether writers of Parquet would pass over it, as over their own notes."""
+    return any(part.startswith((".", "_")) for part in file.path.split("/"))

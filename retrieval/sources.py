@@ -203,7 +203,10 @@ def parquet(location: str, options: SourceOptions) -> Source:
     records: list[Record] = []
     ignored: list[tuple[str, str]] = []
     for file in parquet_files(location):
-        _list_rows(root, file.path, options, records, ignored)
+        if file.problem:
+            ignored.append((readable(file.path), file.problem))
+        else:
+            _list_rows(root, file.path, options, records, ignored)
 
     def batches(chosen: Sequence[Record], size: int) -> Iterator[Contents]:
         for file, rows in groupby(chosen, key=lambda record: record.where[0]):

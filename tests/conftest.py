@@ -1,5 +1,7 @@
+import errno
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -41,3 +43,19 @@ def mlflow_home(mlflow_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("RANKONE_HOME", str(mlflow_folder))
     return mlflow_folder
+
+
+@pytest.fixture
+def refuse_folders(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Folders of some names cannot be listed from then on; in truth nothing is forbidden to root, whom tests run as."""
+    original = os.scandir
+
+    def refuse(*names: str, code: int = errno.EACCES) -> None:
+        def scandir(path):
+            if not isinstance(path, int) and Path(path).name in names:  # shutil lists by number
+                raise OSError(code, os.strerror(code), os.fspath(path))
+            return original(path)
+
+        monkeypatch.setattr(os, "scandir", scandir)
+
+    return refuse

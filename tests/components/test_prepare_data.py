@@ -1,9 +1,11 @@
 """prepare_data as a step: files of every bad kind in, dataset and report out, the same bytes whatever the way."""
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -215,6 +217,23 @@ def test_every_bad_input_is_left_out_counted_and_named(tmp_path):
         assert name in page
     for reason, count in ((reason, len(names)) for reason, names in expected.items()):
         assert re.search(rf"<b>{count}</b>{reason.replace('_', ' ')}", page)
+
+
+def test_what_cannot_be_opened_is_no_class_and_is_named(tmp_path, refuse_folders):
+    lay_sound(tmp_path / "in", "ab", prefix="train")
+    lay_sound(tmp_path / "in", "ab", prefix="test", first=1000)
+    (tmp_path / "in" / "train" / "loop").symlink_to("loop")
+    (tmp_path / "in" / "lost+found").mkdir()
+    refuse_folders("lost+found")
+    dataset, metadata, page = run(tmp_path, source="folder", location=str(tmp_path / "in"), split="own", image_size=16)
+    report = dataset.report()
+    assert report["ignored"]["files"] == [
+        {"name": "lost+found", "reason": f"cannot be opened: {os.strerror(errno.EACCES)}"},
+        {"name": "train/loop", "reason": f"cannot be opened: {os.strerror(errno.ELOOP)}"},
+    ]
+    assert [entry["name"] for entry in report["classes"]] == dataset.class_names == ["a", "b"]
+    assert (report["classes_lost"], metadata["quarantined"]) == ([], 0)
+    assert "lost+found" in page
 
 
 def test_too_much_of_it_is_an_error_and_leaves_nothing(tmp_path):

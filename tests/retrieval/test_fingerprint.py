@@ -44,6 +44,16 @@ def test_a_change_gives_another(folder, change):
     assert source_fingerprint("folder", str(folder)) != before
 
 
+def test_a_folder_that_comes_to_be_readable_gives_another(folder, refuse_folders):
+    (folder / "loop").symlink_to("loop")
+    readable = source_fingerprint("folder", str(folder))
+    refuse_folders("dog")
+    forbidden = source_fingerprint("folder", str(folder))
+    assert source_fingerprint("folder", str(folder)) == forbidden != readable
+    (folder / "loop").unlink()
+    assert source_fingerprint("folder", str(folder)) != forbidden
+
+
 def test_digits_and_an_absent_cifar(tmp_path):
     absent = source_fingerprint("cifar100", str(tmp_path))
     (tmp_path / "cifar-100-python").mkdir()

@@ -1,9 +1,11 @@
 """Sources: what they list, what they ignore by name, and what they say when they cannot."""
 
+import errno
 import json
 import os
 import sys
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 import boto3
@@ -98,6 +100,45 @@ def test_what_is_no_image_of_a_class_is_ignored_by_name(tmp_path):
         "cat/loop": "a link to a folder above it",
         "cat/pipe.png": "neither file nor folder",
     }
+
+
+def test_links_that_lead_nowhere_are_ignored_by_name(tmp_path):
+    lay(tmp_path, "cat/a.png")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "cat" / "ping.png").symlink_to("pong.png")
+    (tmp_path / "cat" / "pong.png").symlink_to("ping.png")
+    (tmp_path / "cat" / "through.png").symlink_to(Path("a.png") / "b.png")
+    source = open_source("folder", str(tmp_path), OPTIONS)
+    assert listing(source) == [("cat/a.png", "cat", "")]
+    assert dict(source.ignored) == {
+        "loop": f"cannot be opened: {os.strerror(errno.ELOOP)}",
+        "cat/ping.png": f"cannot be opened: {os.strerror(errno.ELOOP)}",
+        "cat/pong.png": f"cannot be opened: {os.strerror(errno.ELOOP)}",
+        "cat/through.png": f"cannot be opened: {os.strerror(errno.ENOTDIR)}",
+    }
+
+
+def test_a_folder_that_may_not_be_read_is_ignored_by_name(tmp_path, refuse_folders):
+    lay(tmp_path, "train/cat/a.png", "test/cat/b.png", "train/owl/c.png", "lost+found/d.png")
+    refuse_folders("lost+found", "owl")
+    source = open_source("folder", str(tmp_path), OPTIONS)
+    assert listing(source) == [("test/cat/b.png", "cat", "test"), ("train/cat/a.png", "cat", "train")]
+    refused = f"cannot be opened: {os.strerror(errno.EACCES)}"
+    assert source.ignored == [("lost+found", refused), ("train/owl", refused)]
+
+
+@pytest.mark.parametrize("read", [source_fingerprint, partial(open_source, options=OPTIONS)])
+@pytest.mark.parametrize("source", ["folder", "parquet"])
+def test_a_location_that_may_not_be_read_is_refused(tmp_path, refuse_folders, source, read):
+    refuse_folders(tmp_path.name)
+    with pytest.raises(ValueError, match=f"{tmp_path.name}' cannot be opened: .*whoever runs this may read it"):
+        read(source, str(tmp_path))
+
+
+def test_a_folder_on_a_disk_that_fails_stops_the_listing(tmp_path, refuse_folders):
+    refuse_folders("dog", code=errno.EIO)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        open_source("folder", lay(tmp_path, "cat/a.png", "dog/b.png"), OPTIONS)
 
 
 def test_a_picture_of_another_format_is_read_and_not_ignored(tmp_path):
@@ -305,6 +346,22 @@ def test_parquet_of_another_shape(tmp_path, columns, message):
 def test_a_damaged_parquet_file_is_named(tmp_path):
     (tmp_path / "x.parquet").write_bytes(b"PAR1 no more")
     with pytest.raises(ValueError, match=r"x\.parquet' cannot be read as Parquet"):
+        open_source("parquet", str(tmp_path), OPTIONS)
+
+
+def test_what_cannot_be_opened_beside_parquet_is_ignored_by_name(tmp_path, refuse_folders):
+    write_parquet(tmp_path / "a.parquet", image=[b"1"], label=["a"])
+    lay(tmp_path, "lost+found/b.parquet", "readme.md")
+    (tmp_path / "loop.parquet").symlink_to("loop.parquet")
+    refuse_folders("lost+found")
+    source = open_source("parquet", str(tmp_path), OPTIONS)
+    assert [record.name for record in source.records] == ["a.parquet#0000000"]
+    assert source.ignored == [
+        ("loop.parquet", f"cannot be opened: {os.strerror(errno.ELOOP)}"),
+        ("lost+found", f"cannot be opened: {os.strerror(errno.EACCES)}"),
+    ]
+    (tmp_path / "a.parquet").unlink()
+    with pytest.raises(ValueError, match=r"\.parquet: loop\.parquet \(cannot be opened: .*\), lost\+found \(cannot"):
         open_source("parquet", str(tmp_path), OPTIONS)
 
 
