@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -468,9 +467,9 @@ def _class_names(schema: pa.Schema, label_column: str) -> list[str]:
 
 
 def _split_of_path(file: str) -> str:
-    words = Counter(re.split(r"[^a-z]+", file.lower()))
-    found = [name for name in SPLIT_NAMES if words[name]]
-    return found[0] if len(found) == 1 else ""
+    """The split that the words of a path name, by whichever of its names; empty where they name none, or two."""
+    found = {SPLIT_NAMES[word] for word in re.split(r"[^a-z]+", file.lower()) if word in SPLIT_NAMES}
+    return found.pop() if len(found) == 1 else ""
 
 
 def _read_rows(path: Path, column: str, rows: list[int], size: int) -> Iterator[Contents]:

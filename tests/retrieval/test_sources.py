@@ -330,6 +330,24 @@ def test_parquet_with_a_split_column(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("file", "split"),
+    [
+        ("train-00000-of-00002.parquet", "train"),
+        ("val/validation-00000.parquet", "validation"),
+        ("validation/val-0.parquet", "validation"),
+        ("Valid/VAL-0.parquet", "validation"),
+        ("data/test/test-1.parquet", "test"),
+        ("train/val-0.parquet", ""),
+        ("val/validation_test-0.parquet", ""),
+        ("trainval.parquet", ""),
+    ],
+)
+def test_the_path_of_a_parquet_file_says_its_split(tmp_path, file, split):
+    write_parquet(tmp_path / file, image=[b"1"], label=["a"])
+    assert listing(open_source("parquet", str(tmp_path), OPTIONS)) == [(f"{file}#0000000", "a", split)]
+
+
+@pytest.mark.parametrize(
     ("columns", "message"),
     [
         ({"image": [b"1"]}, "has no column 'label'; its columns are: image"),
