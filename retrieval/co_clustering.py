@@ -100,8 +100,8 @@ def co_cluster(
         clusters, why = choose_clusters(values, added.rows, classes)
     if clusters > (most := added.rows - added.zero_rows):
         raise ValueError(
-            f"co_clusters is {clusters} and {most:,} training images have features; give at most that, or 0 for as many "
-            "as the data show."
+            f"co_clusters is {clusters} and {most:,} training images have features; give at most that, or 0 for as "
+            "many as the data show."
         )
     found = found.first(max(clusters - 1, 1))
 
