@@ -14,6 +14,8 @@ from retrieval.home import home
 CIFAR100_FOLDER = "cifar-100-python"
 CIFAR100_FILES = (f"{CIFAR100_FOLDER}/train", f"{CIFAR100_FOLDER}/test", f"{CIFAR100_FOLDER}/meta")
 
+CANNOT_BE_OPENED = "cannot be opened"  # begins the problem of what is there and may not be read
+
 
 @dataclass(frozen=True, slots=True)
 class Listed:
@@ -135,7 +137,7 @@ def _listed_file(path: "os.DirEntry[str] | Path", relative: str) -> Listed:
 
 
 def _cannot_be_opened(error: OSError) -> str:
-    return f"cannot be opened: {error.strerror}"
+    return f"{CANNOT_BE_OPENED}: {error.strerror}"
 
 
 def _is_set_aside(file: Listed) -> bool:

@@ -14,6 +14,7 @@ from retrieval.dataset import SPLITS, save_dataset
 from retrieval.dataset_report import describe, render_dataset_report
 from retrieval.images import Limits
 from retrieval.indexing import index_of
+from retrieval.listing import CANNOT_BE_OPENED
 from retrieval.quarantine import check_fraction, quarantine
 from retrieval.sources import Record, Source, SourceOptions, limit_classes, open_source
 from retrieval.splits import Labelled, Shares, assign_splits, check_measurable, what_validation_lacks
@@ -122,12 +123,14 @@ def settings(params: Params) -> dict[str, str | int | float]:
 def summary(numbers: dict[str, int], report: dict, split: str) -> str:
     """What was written, in a line or two."""
     by_reason = {reason: entry["count"] for reason, entry in report["quarantined"].items()}
+    closed = [file["name"] for file in report["ignored"]["files"] if CANNOT_BE_OPENED in file["reason"]]
+    mind = f"\nprepare_data: mind, nothing of these was read: {', '.join(closed)}" if closed else ""
     left_out = ", ".join(f"{count} {reason}" for reason, count in by_reason.items()) or "none"
     return (
         f"prepare_data: {numbers['images']:,} images of {numbers['classes']:,} classes, split {split}: "
         f"{numbers['train_images']:,} train, {numbers['validation_images']:,} validation, "
         f"{numbers['test_images']:,} test\n"
-        f"prepare_data: quarantined: {left_out}; ignored files: {report['ignored']['count']:,}"
+        f"prepare_data: quarantined: {left_out}; ignored files: {report['ignored']['count']:,}{mind}"
     )
 
 

@@ -219,7 +219,7 @@ def test_every_bad_input_is_left_out_counted_and_named(tmp_path):
         assert re.search(rf"<b>{count}</b>{reason.replace('_', ' ')}", page)
 
 
-def test_what_cannot_be_opened_is_no_class_and_is_named(tmp_path, refuse_folders):
+def test_what_cannot_be_opened_is_no_class_and_is_named(tmp_path, refuse_folders, capsys):
     lay_sound(tmp_path / "in", "ab", prefix="train")
     lay_sound(tmp_path / "in", "ab", prefix="test", first=1000)
     (tmp_path / "in" / "train" / "loop").symlink_to("loop")
@@ -234,6 +234,7 @@ def test_what_cannot_be_opened_is_no_class_and_is_named(tmp_path, refuse_folders
     assert [entry["name"] for entry in report["classes"]] == dataset.class_names == ["a", "b"]
     assert (report["classes_lost"], metadata["quarantined"]) == ([], 0)
     assert "lost+found" in page
+    assert "mind, nothing of these was read: lost+found, train/loop" in capsys.readouterr().out
 
 
 def test_too_much_of_it_is_an_error_and_leaves_nothing(tmp_path):
