@@ -53,7 +53,8 @@ class Entry:
             somebody moved the alias by hand.
         before: the version of the entry before; None for the first.
         to: the version that carries the alias from here on; None for no version.
-        key: of the attempt; the same attempt again finds its entry and makes no other.
+        key: of the attempt; the same attempt again finds its entry and makes no other, but for a challenger that is
+            judged again, against another champion.
         by: who moved it.
         why: in words.
         at: when, in UTC.
@@ -197,8 +198,8 @@ class State:
         return champions[-2] if len(champions) > 1 else None
 
     def of_key(self, key: str) -> Entry | None:
-        """The entry of an attempt."""
-        return next((entry for entry in self.history if entry.key == key), None)
+        """The last entry of an attempt."""
+        return next((entry for entry in reversed(self.history) if entry.key == key), None)
 
     def wanted(self) -> dict[str, int | None]:
         """Where the alias, and the one that is derived from it, should be."""
@@ -275,6 +276,9 @@ def move(
 ) -> Move:
     """Move an alias through the ledger.
 
+    What the ledger says already is not written again. Of a challenger it says with which champion it was compared: when
+    it was judged again, against another one, that is a new entry.
+
     Args:
         book: the ledger and the aliases of one registered model.
         alias: champion or challenger.
@@ -295,13 +299,18 @@ def move(
         LedgerError: the reason is empty or too long, or the whole entry is.
     """
     check_reason(why)
+
+    def says_so(entry: Entry | None) -> bool:
+        return action != PROPOSE or (entry is not None and entry.against == compared_with)
+
     while True:
         state = settle(book, alias)
-        if done := state.of_key(key):
+        if (done := state.of_key(key)) and says_so(done):
             return Move(done, False, state.head, state.notice())
         if state.moved_by_hand and not overrule:
             raise AliasMovedError(f"{_capital(state.notice())} Nothing was moved.")
-        if state.version == to and not state.astray:  # another attempt for the same version may have been first
+        # another attempt for the same version may have been first
+        if state.version == to and not state.astray and says_so(state.head):
             return Move(state.head, False, state.head)
         if against != ANY and state.version != against:
             raise ConflictError(_conflict(state, to, against))

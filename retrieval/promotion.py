@@ -101,6 +101,8 @@ def promote(
 def propose(name: str, number: int, why: str, against: int | None, report: str = "") -> Move:
     """Make a version the challenger, which waits until a person approves it.
 
+    A challenger that was judged again, against another champion, has a new entry: `approve` goes by the last one.
+
     Raises:
         LedgerError: as `promote`.
     """

@@ -173,11 +173,13 @@ def standing(version: ModelVersion, champion: ModelVersion | None, history: Hist
     if been := _was_champion(version.version, history.champion):
         return been
     outcome, rule = version.tags.get("rankone.outcome", ""), version.tags.get("rankone.rule", "")
-    if version.tags.get("rankone.judged_against", "") != (str(champion.version) if champion else ""):
+    against = champion.version if champion else None
+    if version.tags.get("rankone.judged_against", "") != str(against or ""):
         return ""
     if outcome == Outcome.REJECTED and rule not in UNDECIDED:
         return f"which the gate rejected ({rule})"
-    if outcome == Outcome.WAITING and any(entry.to == version.version for entry in history.challenger):
+    proposed = [entry for entry in history.challenger if entry.to == version.version]
+    if outcome == Outcome.WAITING and proposed and proposed[-1].against == against:
         waits = history.aliases.get(CHALLENGER) == version.version
         return "which waits for approval" if waits else "which was not approved"
     return ""

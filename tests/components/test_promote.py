@@ -450,6 +450,26 @@ def test_where_a_person_decides_the_winner_waits(bench: Bench, capsys: pytest.Ca
     assert bench.champion == 4
 
 
+@pytest.mark.parametrize("run", ["", "the-run"])
+def test_a_challenger_that_was_overtaken_is_judged_again_and_approved(
+    bench: Bench, run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.promote("one", 0.91)
+    monkeypatch.setenv("RANKONE_PIPELINE_RUN", run)
+    assert bench.promote("two", 0.97, promote_mode="manual")["outcome"] == "waiting"
+    with monkeypatch.context() as patch:
+        patch.setenv("RANKONE_PIPELINE_RUN", "another-run")
+        bench.promote("three", 0.93)
+    with pytest.raises(ConflictError, match="Version 2 was compared with version 1, and champion is version 3"):
+        approve(bench.name, "Looked at its gallery.")
+    for _ in range(2):
+        assert bench.promote("two", 0.97, promote_mode="manual")["champion_version"] == "3"
+    assert [entry.against for entry in history(bench.name).challenger] == [1, 3]
+    approve(bench.name, "Looked at its gallery.")
+    assert bench.champion == 2
+    assert [(entry.action, entry.to) for entry in history(bench.name).challenger][2:] == [("withdraw", None)]
+
+
 def test_two_runs_that_promote_at_the_same_moment_leave_one_champion_and_a_conflict(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

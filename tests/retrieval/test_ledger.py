@@ -15,6 +15,7 @@ from retrieval.ledger import (
     CHAMPION,
     PREVIOUS,
     PROMOTE,
+    PROPOSE,
     ROLLBACK,
     AliasMovedError,
     ConflictError,
@@ -374,6 +375,49 @@ def test_the_challenger_has_a_line_of_its_own_and_can_be_withdrawn() -> None:
     assert promoted(book, None, alias=CHALLENGER).made is False
     assert len(check_line(book)) == 1
     assert len(look(book, CHALLENGER).history) == 2
+
+
+def proposed(book: Any, to: int, key: str, compared_with: int | None) -> Move:
+    return promoted(book, to, key, CHALLENGER, action=PROPOSE, compared_with=compared_with)
+
+
+@pytest.mark.parametrize("keys", [("run 1", "run 2"), ("run 1", "run 1")])
+def test_a_challenger_that_was_compared_with_another_champion_has_a_new_entry(keys: tuple[str, str]) -> None:
+    book, (first, second) = Memory(), keys
+    assert proposed(book, 2, first, 1).made
+    assert not proposed(book, 2, first, 1).made
+    judged_again = proposed(book, 2, second, 3)
+    assert (judged_again.made, judged_again.entry.against) == (True, 3)
+    assert not proposed(book, 2, second, 3).made
+    back = proposed(book, 2, second, 1)
+    assert (back.made, back.head.against) == (True, 1), "the champion of before is champion again"
+    assert proposed(book, 2, second, None).head.against is None
+    assert [(entry.to, entry.against) for entry in check_line(book, CHALLENGER)] == [(2, 1), (2, 3), (2, 1), (2, None)]
+
+
+def test_an_attempt_that_another_challenger_has_overtaken_does_not_come_back() -> None:
+    book = Memory()
+    first = proposed(book, 2, "run 1", 1)
+    proposed(book, 5, "run 2", 1)
+    again = proposed(book, 2, "run 1", 1)
+    assert (again.made, again.entry, again.head.to) == (False, first.entry, 5)
+    assert proposed(book, 2, "run 1", 3).made, "judged again"
+
+
+@pytest.mark.parametrize("stops", [0.0, 0.1])
+def test_attempts_at_once_to_propose_the_same_make_one_entry(stops: float) -> None:
+    for seed in range(40):
+        book, schedule, told = Memory(), Schedule(seed, stops), list[Move]()
+        proposed(book, 2, "run 0", 1)
+
+        def proposer(who: int, book: Memory = book, schedule: Schedule = schedule, told: list[Move] = told) -> None:
+            told.append(proposed(Scheduled(book, schedule, who), 2, f"run {who % 2}", 3))
+
+        schedule.run([proposer] * 4)
+        settle(book, CHALLENGER)
+        history = check_line(book, CHALLENGER)
+        assert [entry.against for entry in history] in ([1, 3], [1] if stops else [1, 3])
+        assert {move.entry for move in told} <= {history[-1]}
 
 
 def test_a_version_that_was_deleted_is_named_and_previous_does_without() -> None:

@@ -139,6 +139,10 @@ def test_a_challenger_that_waits_is_not_trained_again() -> None:
     assert planned([waiting, champion], champion, history).reason.endswith("version 2, which was not approved")
     newer = version(4, OLD)
     assert not planned([newer, waiting, champion], newer, history).skip, "it was compared with another champion"
+    stopped = version(2, outcome="waiting", judged_against="4")  # judged again, and before it was proposed again
+    assert not planned([newer, stopped, champion], newer, history).skip, "it could not be approved"
+    again = dataclasses.replace(history, challenger=(proposed, dataclasses.replace(proposed, number=2, against=4)))
+    assert planned([newer, stopped, champion], newer, again).skip
 
 
 def test_the_champion_goes_before_newer_versions() -> None:
