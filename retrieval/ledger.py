@@ -35,6 +35,10 @@ class ConflictError(LedgerError):
     """The head is not the champion that the candidate was compared with."""
 
 
+class OvertakenError(ConflictError):
+    """This attempt made the version champion already, and another one has become champion since."""
+
+
 class AliasMovedError(LedgerError):
     """The alias is where neither the ledger nor a process that stopped has put it."""
 

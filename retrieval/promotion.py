@@ -26,6 +26,7 @@ from retrieval.ledger import (
     LedgerError,
     MissingVersionError,
     Move,
+    OvertakenError,
     State,
     look,
     move,
@@ -84,13 +85,14 @@ def promote(
         The entry; the one of an earlier attempt when the same pipeline run tries again.
 
     Raises:
-        ConflictError: the champion is another one by now, or a retried run was overtaken: judge again.
+        ConflictError: the champion is another one by now: judge again.
+        OvertakenError: a retried run made it champion already, and the champion is another one by now.
         AliasMovedError: somebody moved the alias by hand.
         LedgerError: there is no such version, or no reason.
     """
     made = _move(name, CHAMPION, number, PROMOTE, why, against, report, overrule=by_hand)
     if made.entry and made.head and made.head.to != number:
-        raise ConflictError(
+        raise OvertakenError(
             f"This run made version {number} champion already, by entry {made.entry.number} of the ledger; since then "
             f"entry {made.head.number} by {made.head.by} made it version {made.head.to} ({made.head.why}). Nothing was "
             f"moved; `rankone promote {number} --reason ...` makes it champion again."
@@ -107,6 +109,12 @@ def propose(name: str, number: int, why: str, against: int | None, report: str =
         LedgerError: as `promote`.
     """
     return _move(name, CHALLENGER, number, PROPOSE, why, ANY, report, compared_with=against)
+
+
+def promotions_by_this_run(name: str) -> list[Entry]:
+    """The entries by which earlier attempts of this pipeline run made versions champion; none outside of one."""
+    found = history(name).champion if pipeline_run() else ()
+    return [entry for entry in found if entry.to is not None and entry.key == attempt_key(entry.to)]
 
 
 def approve(name: str, why: str) -> Move:

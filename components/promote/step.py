@@ -18,7 +18,7 @@ from retrieval.evaluation import KIND as EVALUATION_KIND
 from retrieval.evidence import Evidence
 from retrieval.gate import NOT_MOVED, Outcome, Rule, Thresholds, Verdict, decide
 from retrieval.gate_report import facts_of, page_of
-from retrieval.ledger import CHALLENGER, CHAMPION, LedgerError, utc_now
+from retrieval.ledger import CHALLENGER, CHAMPION, Entry, LedgerError, OvertakenError, utc_now
 from retrieval.manifest import FILE_NAME, file_digest, files_in, read_manifest, write_manifest
 from retrieval.model_card import model_card
 from retrieval.model_folder import read_model_manifest
@@ -34,6 +34,7 @@ KIND, FORMAT_VERSION, DECISION, PAGE = "decision", 2, "decision.json", "gate.md"
 REPORT_FILE, VERDICT_FILE = "report.html", "verdict.html"  # as MLflow keeps the pages
 PUBLICATION_FORMAT = 1
 OF_THE_PIPELINE = ("outcome", "rule", "reason", "registered_model", "version", "champion_version")  # tags of its run
+OF_THE_VERDICT = (*registry.JUDGED, "rankone.floor", "rankone.minimum_gain")  # tags of a version: asked and said
 NOTE = "mlflow.note.content"  # tag that MLflow shows as the run's description
 
 
@@ -50,7 +51,8 @@ def promote(
     """Register the model, judge it against the champion, and move the alias if the verdict says so.
 
     The same model again makes no second version. Where it is champion already, only what was measured is recorded anew.
-    Where there was nothing to train on, that is recorded and nothing else.
+    Where an earlier attempt of this run made it that, the promotion is told again. Where there was nothing to train on,
+    that is recorded and nothing else.
     """
     if plan.startswith(SKIP):
         return record_skipped(params, plan.removeprefix(SKIP), made_from, decision, verdict_page)
@@ -64,10 +66,11 @@ def promote(
     digests = {"tuned_model": model.digest, "evaluation": numbers.digest, "report": file_digest(report)}
     answers = load_answers(evaluation / ANSWERS)
     with step_run("promote", params) as run:
-        champion = registry.champion(name)
+        made, before = earlier_promotion(name, model.digest)
+        champion = before if made else registry.champion(name)
         theirs = champion_answers(champion, answers, evaluation)
         verdict = decide(evidence_of(answers, measured), champion_evidence(champion, theirs), asked(params))
-        verdict = held_back(params, verdict)
+        verdict = as_promoted(verdict, made) if made else held_back(params, verdict)
         judged = interval(measured) | judgement(verdict)
         now = {TRAINED_AT: utc_now()}
         tags = (
@@ -78,7 +81,7 @@ def promote(
         record_answers(version, answers)
         if (evaluation / PICTURES).is_file():
             record_pictures(version, answers.evaluation_digest, evaluation / PICTURES)
-        told = changed(judged, version.tags) | origin_tag(made_from, version.tags)
+        told = changed(verdict, judged, version.tags) | origin_tag(made_from, version.tags)
         registry.tag_version(name, version.version, told)
         for file in (IMAGES, REFERENCE):
             if (evaluation / file).is_file():
@@ -145,6 +148,29 @@ def asked(params: Params) -> Thresholds:
     )
 
 
+def earlier_promotion(name: str, model_digest: str) -> tuple[Entry | None, ModelVersion | None]:
+    """The entry by which an earlier attempt of this run made the model champion, and the champion of before.
+
+    Either is None where there is none, the champion of before also where it was deleted.
+    """
+    entries = promotion.promotions_by_this_run(name)
+    versions = {found.version: found for found in registry.versions_of(name)} if entries else {}
+    for entry in entries:
+        if entry.to in versions and versions[entry.to].model_digest == model_digest:
+            return entry, versions.get(entry.before) if entry.before is not None else None
+    return None, None
+
+
+def as_promoted(verdict: Verdict, made: Entry) -> Verdict:
+    """The verdict that a promotion was made on, found again against the champion of before.
+
+    The same numbers give the same verdict. Where some are gone, the ledger's reason stands without a comparison.
+    """
+    rule = Rule.FIRST_MODEL if made.before is None else Rule.BETTER
+    found = verdict if verdict.rule == rule else replace(verdict, checks=(), comparison=None)
+    return replace(found, outcome=Outcome.PROMOTED, rule=rule, reason=made.why)
+
+
 def evidence_of(answers: Answers, measured: Evaluation) -> Evidence:
     """What evaluate found of the candidate."""
     return replace(evidence_from(answers), recall_at_1=measured.recall_at_1, queries=measured.queries)
@@ -206,6 +232,7 @@ def move_alias(
 
     Raises:
         ConflictError: another model has become champion since this one was judged.
+        OvertakenError: an earlier attempt made it champion, and another model has become champion since.
         AliasMovedError: somebody moved the alias by hand.
     """
     against = champion.version if champion else None
@@ -214,6 +241,8 @@ def move_alias(
             promotion.promote(name, version, verdict.reason, against, report)
         elif verdict.outcome == Outcome.WAITING:
             promotion.propose(name, version, verdict.reason, against, report)
+    except OvertakenError:  # it did win, as its tags say
+        raise
     except LedgerError as error:  # its tags must not say that it won
         refusal = {"rankone.outcome": str(Outcome.REJECTED), "rankone.rule": NOT_MOVED, "rankone.reason": str(error)}
         registry.tag_version(name, version, refusal)
@@ -255,9 +284,10 @@ def judgement(verdict: Verdict) -> dict[str, str]:
     }
 
 
-def changed(tags: dict[str, str], present: dict[str, str]) -> dict[str, str]:
-    """Those tags that are not there yet."""
-    return {name: text for name, text in tags.items() if present.get(name) != text}
+def changed(verdict: Verdict, tags: dict[str, str], present: dict[str, str]) -> dict[str, str]:
+    """Those tags that are not there yet; a champion that comes out again keeps the verdict that was found on it."""
+    keeps = OF_THE_VERDICT if verdict.outcome == Outcome.SKIPPED and "rankone.outcome" in present else ()
+    return {name: text for name, text in tags.items() if present.get(name) != text and name not in keeps}
 
 
 def described(name: str, verdict: Verdict, version: ModelVersion) -> dict[str, Scalar]:

@@ -21,13 +21,16 @@ from retrieval.answers import Answers, in_order
 from retrieval.evaluation import IMAGES, QUERY_SCHEMA, REFERENCE, Acceptance, Evaluation, save_evaluation
 from retrieval.ledger import AliasMovedError, ConflictError
 from retrieval.manifest import read_manifest, write_manifest
+from retrieval.news import Ending, news_of
 from retrieval.object_store import Address
 from retrieval.pictures import encoded, uri_of
 from retrieval.promotion import approve, history, rollback
+from retrieval.promotion import promote as promote_by_hand
 from retrieval.publication import fetch
 from retrieval.registry import champion
 from retrieval.retraining import TAG, TRAINED_AT, MadeFrom, origins
-from retrieval.tracking import PIPELINE_RUN, client, step_run
+from retrieval.run_records import records_of
+from retrieval.tracking import PIPELINE_RUN, TrackingError, client, step_run
 
 pytestmark = pytest.mark.usefixtures("mlflow_home")
 
@@ -197,12 +200,27 @@ def test_promoting_the_champion_again_changes_nothing(bench: Bench, capsys: pyte
     said = capsys.readouterr().out
     assert said.startswith(f"Skipped (unchanged): {bench.name} version 1 stays champion: version 1 holds this")
     assert (bench.champion, bench.versions) == (1, [1])
-    assert {name: text for name, text in bench.tags(1).items() if before[name] != text}.keys() <= {
-        "rankone.outcome",
-        "rankone.rule",
-        "rankone.reason",
-    }
+    assert bench.tags(1) == before
     assert len(history(bench.name).champion) == 1
+
+
+def test_a_champion_that_comes_out_again_keeps_its_verdict_and_is_measured_anew(bench: Bench) -> None:
+    bench.promote("one", 0.95)
+    before = bench.tags(1)
+    decision = bench.promote("one", 0.96, digest="f" * 64, minimum_recall_at_1=0.5, minimum_gain=0.1)
+    assert decision["outcome"] == "skipped"
+    changed = {name: text for name, text in bench.tags(1).items() if before[name] != text}
+    assert changed.pop("rankone.evaluation_digest") == "f" * 64
+    assert changed == dict.fromkeys(
+        ("rankone.recall_at_1", "rankone.recall_at_1_low", "rankone.recall_at_1_high"), "0.96"
+    )
+
+
+def test_a_champion_by_hand_that_comes_out_again_stays_what_the_gate_said(bench: Bench) -> None:
+    bench.promote("one", 0.5)
+    promote_by_hand(bench.name, 1, "The floor is too high.", by_hand=True)
+    assert bench.promote("one", 0.5)["outcome"] == "skipped"
+    assert (bench.tags(1)["rankone.outcome"], bench.tags(1)["rankone.rule"]) == ("rejected", "floor")
 
 
 def test_a_run_with_nothing_to_train_on_is_recorded_and_changes_nothing(
@@ -391,6 +409,7 @@ def test_the_page_with_the_galleries_is_kept_and_so_are_the_pictures(
     assert kept.path == f"pictures/{'e' * 64}.parquet"
     assert bench.promote("three", 0.9, minimum_recall_at_1=0.5)["rule"] == "not_better"
     assert f"rankone promote 3 --model {bench.name}" in (bench.folder / "3" / "verdict_page").read_text()
+    monkeypatch.setenv("RANKONE_PIPELINE_RUN", "another-run")
     assert bench.promote("two", 0.97)["outcome"] == "skipped"
     assert 'id="galleries"' not in (bench.folder / "4" / "verdict_page").read_text()
 
@@ -501,12 +520,90 @@ def test_the_ledger_says_who_and_why_and_a_retried_run_promotes_once(
         assert (entry.before, entry.to, entry.by) == (1, 2, "pipeline run the-run")
         assert entry.why == bench.tags(2)["rankone.reason"]
         assert entry.report.endswith("/decision.json")
-        assert bench.promote("two", 0.95)["outcome"] == "skipped"
+        assert bench.promote("two", 0.95)["outcome"] == "promoted"
+    assert bench.promote("two", 0.95)["outcome"] == "skipped", "in a run of its own"
+    assert [entry.to for entry in history(bench.name).champion] == [1, 2]
     rollback(bench.name, "Users complain.")
+    before = bench.tags(2)
     monkeypatch.setenv("RANKONE_PIPELINE_RUN", "the-run")
     with pytest.raises(ConflictError, match=r"made version 2 champion already, by entry 2 .* entry 3 .*Users complain"):
         bench.promote("two", 0.95)
     assert bench.champion == 1
+    assert bench.tags(2) == before
+
+
+def test_a_run_whose_promotion_was_overtaken_says_so_when_it_is_retried(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.promote("one", 0.91)
+    with monkeypatch.context() as patch:
+        patch.setenv("RANKONE_PIPELINE_RUN", "the-run")
+        bench.promote("two", 0.95)
+    before = bench.tags(2)
+    bench.promote("three", 0.97)
+    monkeypatch.setenv("RANKONE_PIPELINE_RUN", "the-run")
+    with pytest.raises(ConflictError, match=r"made version 2 champion already, by entry 2 .* entry 3 .*version 3"):
+        bench.promote("two", 0.95)
+    assert (bench.champion, bench.tags(2)) == (3, before)
+
+
+def fail(*_: Any, **__: Any) -> None:
+    raise TrackingError("MLflow does not answer.")
+
+
+@pytest.mark.parametrize("call", ["components.promote.step.log_decision", "retrieval.ledger.finish"])
+def test_a_retried_step_tells_of_its_promotion(bench: Bench, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.promote("one", 0.91)
+    monkeypatch.setenv("RANKONE_PIPELINE_RUN", run := f"retried after {call}")
+    with monkeypatch.context() as patch:
+        patch.setattr(call, fail)  # the ledger has its entry by then
+        with pytest.raises(TrackingError):
+            bench.promote("two", 0.97)
+    before, entry = bench.tags(2), history(bench.name).champion[-1]
+    decision = bench.promote("two", 0.97)
+    assert (decision["outcome"], decision["rule"], decision["alias"]) == ("promoted", "better", "champion")
+    assert (decision["reason"], decision["champion_version"]) == (entry.why, "1")
+    assert (decision["fixed"], decision["broken"]) == (60, 0)
+    assert (bench.champion, bench.tags(2)) == (2, before)
+    assert history(bench.name).champion[-1] == entry
+    assert history(bench.name).aliases == {"champion": 2, "previous": 1}
+    written = json.loads((bench.folder / "3" / "decision" / "decision.json").read_text())
+    assert written["comparison"]["fixed"] == 60
+    page = (bench.folder / "3" / "verdict_page").read_text()
+    assert f"Promoted: {bench.name} version 2 is now champion" in page
+    assert "60 fixed" in page
+    assert f"rankone rollback --to 1 --model {bench.name}" in page
+    news = news_of(run, records_of(run), Ending("SUCCEEDED"))
+    assert (news.outcome, news.headline) == ("promoted", f"Promoted: {bench.name} version 2 is now champion")
+    assert (news.reason, news.champion_version, news.gain) == (entry.why, "1", pytest.approx(0.06))
+    assert runs_of(run)[1]["rankone.outcome"] == "promoted"
+
+
+def test_the_first_champion_is_told_of_as_such_when_its_step_is_retried(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANKONE_PIPELINE_RUN", "the-first-run")
+    first, again = bench.promote("one", 0.95), bench.promote("one", 0.95)
+    assert again == first
+    assert (again["outcome"], again["rule"]) == ("promoted", "first_model")
+
+
+@pytest.mark.parametrize("gone", ["the answers", "the version"])
+def test_a_promotion_that_cannot_be_compared_any_more_is_told_by_the_ledger(
+    bench: Bench, gone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.promote("one", 0.91)
+    monkeypatch.setenv("RANKONE_PIPELINE_RUN", "the-run")
+    first, before = bench.promote("two", 0.97), bench.tags(2)
+    if gone == "the answers":
+        monkeypatch.setattr(step, "find_answers", lambda *_: None)
+    else:
+        client().delete_model_version(bench.name, "1")
+    again = bench.promote("two", 0.97)
+    assert again.items() >= {name: first[name] for name in ("outcome", "rule", "reason", "version", "alias")}.items()
+    assert "gain" not in again
+    assert bench.tags(2) == before
+    assert len(history(bench.name).champion) == 2
 
 
 def test_an_alias_that_was_moved_by_hand_stops_a_promotion_and_is_told_of(
