@@ -162,11 +162,16 @@ def delete(client: Client, live: Live) -> None:
             raise
 
 
-def named_ones(lives: Sequence[Live], name: str) -> list[Live]:
-    """The recurring runs of a schedule that Rankone made.
+def named_ones(lives: Sequence[Live], name: str, owner: str | None = None) -> list[Live]:
+    """The recurring runs of a schedule that Rankone made: two where it was replaced half way.
+
+    Args:
+        lives: all that the cluster has.
+        name: of the schedule.
+        owner: whose it is; where none is named, the schedules of that name must be of one owner.
 
     Raises:
-        ClusterError: there is none, or only one that somebody else made.
+        ClusterError: there is none, none of this owner, only one that somebody else made, or more than one owner's.
     """
     found = [live for live in lives if live.name == name and live.owner is not None]
     if not found and any(live.name == name for live in lives):
@@ -174,7 +179,12 @@ def named_ones(lives: Sequence[Live], name: str) -> list[Live]:
     if not found:
         listed = ", ".join(sorted({live.name for live in lives if live.owner is not None})) or "none"
         raise ClusterError(f"There is no schedule '{name}'; there is: {listed}.")
-    return found
+    owners = sorted({live.owner for live in found if live.owner is not None})
+    if owner is None and len(owners) > 1:
+        raise ClusterError(f"There are schedules '{name}' of owners {', '.join(owners)}; name yours with --owner.")
+    if owner is not None and owner not in owners:
+        raise ClusterError(f"Owner {owner} has no schedule '{name}'; there is one of: {', '.join(owners)}.")
+    return [live for live in found if owner in (None, live.owner)]
 
 
 def _trigger(schedule: Schedule) -> kfp_server_api.V2beta1Trigger:

@@ -47,6 +47,7 @@ schedule = typer.Typer(
 )
 Source = Annotated[Path, typer.Option("--file", "-f", help="The file of schedules.")]
 Name = Annotated[str, typer.Argument(help="Name of the schedule.")]
+Owner = Annotated[str | None, typer.Option("--owner", help="Whose schedule it is, where others have one of that name.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 NoRelease = Annotated[
     bool, typer.Option("--no-release", help="Leave the pipelines that schedules run as they are; no image is needed.")
@@ -158,34 +159,34 @@ def list_command(json: Json = False) -> None:
 
 
 @schedule.command()
-def pause(name: Name) -> None:
+def pause(name: Name, owner: Owner = None) -> None:
     """Let a schedule wait. `apply` leaves it so, unless the file says `paused: false`."""
-    switch(name, False)
+    switch(name, owner, False)
 
 
 @schedule.command()
-def resume(name: Name) -> None:
+def resume(name: Name, owner: Owner = None) -> None:
     """Let a schedule go on; a time that it missed meanwhile is made up for, the last one only."""
-    switch(name, True)
+    switch(name, owner, True)
 
 
 @schedule.command()
-def delete(name: Name) -> None:
+def delete(name: Name, owner: Owner = None) -> None:
     """Delete a schedule; its runs stay. `apply` makes it again, unless it is taken out of the file."""
     from operations import cluster, recurring_runs
 
     client = cluster.connect()
-    for live in recurring_runs.named_ones(recurring_runs.list_schedules(client), name):
+    for live in recurring_runs.named_ones(recurring_runs.list_schedules(client), name, owner):
         recurring_runs.delete(client, live)
     print(f"{name} is deleted; `rankone schedule apply` makes it again if the file still has it.")
 
 
-def switch(name: str, enabled: bool) -> None:
+def switch(name: str, owner: str | None, enabled: bool) -> None:
     """Pause or resume a schedule."""
     from operations import cluster, recurring_runs
 
     client = cluster.connect()
-    found = recurring_runs.named_ones(recurring_runs.list_schedules(client), name)
+    found = recurring_runs.named_ones(recurring_runs.list_schedules(client), name, owner)
     state = "on" if enabled else "paused"
     if all(live.enabled == enabled for live in found):
         print(f"{name} is {state} already.")

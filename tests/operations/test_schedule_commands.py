@@ -267,6 +267,46 @@ def test_delete_takes_one_away_and_apply_makes_it_again(stub: Stub, rankone, wri
     assert made(stub, "nightly")
 
 
+def test_a_name_that_owners_share_needs_an_owner(stub: Stub, rankone, write) -> None:
+    write(NIGHTLY, owner="vision")
+    rankone("schedule", "apply")
+    write(NIGHTLY, owner="shoes")
+    rankone("schedule", "apply")
+    vision, shoes = sorted(stub.recurring, key=lambda run: "owner shoes" in stub.recurring[run]["description"])
+    before = dict(stub.recurring)
+    for command in ("delete", "pause", "resume"):
+        done = rankone("schedule", command, "nightly")
+        assert done.status == 2
+        assert "There are schedules 'nightly' of owners shoes, vision; name yours with --owner." in done.err
+        done = rankone("schedule", command, "nightly", "--owner", "hats")
+        assert done.status == 2
+        assert "Owner hats has no schedule 'nightly'; there is one of: shoes, vision." in done.err
+    assert stub.recurring == before
+    assert rankone("schedule", "pause", "nightly", "--owner", "shoes").out == "nightly is paused now.\n"
+    assert [stub.recurring[run]["status"] for run in (vision, shoes)] == ["ENABLED", "DISABLED"]
+    assert rankone("schedule", "resume", "nightly", "--owner", "shoes").out == "nightly is on now.\n"
+    assert stub.recurring[shoes]["status"] == "ENABLED"
+    assert rankone("schedule", "delete", "nightly", "--owner", "vision").status == 0
+    assert list(stub.recurring) == [shoes]
+    done = rankone("schedule", "delete", "nightly", "--owner", "vision")
+    assert "Owner vision has no schedule 'nightly'; there is one of: shoes." in done.err
+    assert rankone("schedule", "pause", "nightly").status == 0
+
+
+def test_two_of_one_owner_are_taken_together(stub: Stub, rankone, write) -> None:
+    write(NIGHTLY)
+    rankone("schedule", "apply")
+    twin = {**made(stub, "nightly"), "recurring_run_id": "twin"}
+    by_hand = {**twin, "recurring_run_id": "by-hand", "description": "Do not touch"}
+    stub.recurring |= {"twin": twin, "by-hand": by_hand}
+    assert rankone("schedule", "pause", "nightly").status == 0
+    states = {identity: run["status"] for identity, run in stub.recurring.items()}
+    assert sorted(states.values()) == ["DISABLED", "DISABLED", "ENABLED"]
+    assert states["by-hand"] == "ENABLED"
+    assert rankone("schedule", "delete", "nightly").status == 0
+    assert list(stub.recurring) == ["by-hand"]
+
+
 def test_a_release_is_uploaded_when_the_code_has_changed_and_schedules_stay(
     stub: Stub, rankone, write, packages: Path, monkeypatch
 ) -> None:
