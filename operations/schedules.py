@@ -217,6 +217,7 @@ def load_schedules(path: Path, service_account: str = "") -> File:
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"{path} has {names.count(name)} schedules of the name '{name}'; a name is there once.")
+    _refuse_shared_releases(path, found)
     return File(owner, found)
 
 
@@ -353,7 +354,7 @@ def _checked(entry: Mapping[str, Any], service_account: str) -> Schedule:
         raise ValueError(f"name is '{name}'; it is of small letters, digits and '-', 50 at most.")
     if ("cron" in entry) == ("every" in entry):
         raise ValueError("give cron or every, one of them: when it runs.")
-    profile = profiles.load_profile(entry.get("profile", "cpu"))
+    profile = _profile(entry.get("profile", "cpu"))
     values, settings = _parameters(profile, entry)
     knobs = parameters.all_knobs()
     concurrency = entry.get("max_concurrency", 1)
@@ -403,6 +404,30 @@ def _parameters(profile: profiles.Profile, entry: Mapping[str, Any]) -> tuple[di
     values = parameters.resolve({**recipe, **{key: given[key] for key in given if key not in known}}, [])
     readable = with_readable_source({**values, OF_A_MOMENT[0]: "not asked for: every run looks anew"})
     return {name: value for name, value in readable.items() if name not in OF_A_MOMENT}, settings
+
+
+def _profile(name: str) -> profiles.Profile:
+    """The profile of an entry; a file of one's own that has the name of a profile of Rankone is refused."""
+    profile = profiles.load_profile(name)
+    if profile.name in profiles.profile_names() and profile != profiles.load_profile(profile.name):
+        raise ValueError(
+            f"profile is '{name}', but '{profile.name}' is a profile of Rankone's own, with other hardware, and both "
+            f"would share the release pipeline {RELEASE}-{profile.name}; rename the file."
+        )
+    return profile
+
+
+def _refuse_shared_releases(path: Path, schedules: Sequence[Schedule]) -> None:
+    """Refuse two profiles of one name: a release pipeline has one version at a time, so one would run as the other."""
+    first = dict[str, Schedule]()
+    for schedule in schedules:
+        other = first.setdefault(schedule.pipeline, schedule)
+        if schedule.profile != other.profile:
+            raise ValueError(
+                f"{path}: schedules {other.name} and {schedule.name} have different profiles of the name "
+                f"'{schedule.profile.name}', which would share the release pipeline {schedule.pipeline}; "
+                "rename the file of one."
+            )
 
 
 def _known(where: str, given: Mapping[Any, Any], known: Sequence[str]) -> None:

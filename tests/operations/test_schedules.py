@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from operations import schedules
+from operations import profiles, schedules
 from operations.cron import parse_cron
 from operations.parameters import all_knobs
 from operations.schedules import Change, File, Live, compare, load_schedules, mark_of, next_times, read_mark
@@ -147,6 +147,43 @@ def test_no_time_comes_after_the_last_year_that_a_calendar_has(written, when: di
 def test_what_would_not_run_as_it_is_meant_is_refused(written, changed, message) -> None:
     with pytest.raises(ValueError, match=message):
         load_schedules(written({**NIGHTLY, **changed}))
+
+
+@pytest.fixture
+def profile_of(tmp_path: Path):
+    """Writes a profile of one's own: the profile cpu with another memory."""
+
+    def write(name: str, memory: str) -> str:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text((profiles.FOLDER / "cpu.yaml").read_text().replace("memory: 8Gi", f"memory: {memory}"))
+        return str(path)
+
+    return write
+
+
+def test_two_profiles_of_one_file_name_would_share_a_release_and_are_refused(written, profile_of) -> None:
+    large, small = profile_of("one/team.yaml", "64Gi"), profile_of("two/team.yml", "16Gi")
+    entries = [{"name": name, "every": "6h", "profile": path} for name, path in (("a", large), ("b", small))]
+    same = {**entries[0], "name": "c", "profile": profile_of("three/team.yaml", "64Gi")}
+    assert [each.pipeline for each in load_schedules(written(entries[0], same)).schedules] == [
+        "rankone-release-team",
+        "rankone-release-team",
+    ]
+    message = "a and b have different profiles of the name 'team', .* rankone-release-team; rename the file of one"
+    with pytest.raises(ValueError, match=message):
+        load_schedules(written(entries[0], same, entries[1]))
+    renamed = {**entries[1], "profile": profile_of("two/team-small.yaml", "16Gi")}
+    assert load_schedules(written(entries[0], renamed)).schedules[1].profile.accelerated.memory == "16Gi"
+
+
+def test_a_profile_that_takes_the_name_of_one_of_rankone_is_refused(written, profile_of) -> None:
+    entry = {"name": "a", "every": "6h", "profile": str(profiles.FOLDER / "cpu.yaml")}
+    assert load_schedules(written(entry)).schedules[0].pipeline == "rankone-release-cpu"
+    path = profile_of("one/cpu.yaml", "64Gi")
+    message = f"schedule a: profile is '{path}', but 'cpu' is a profile of Rankone's own, .* rename the file"
+    with pytest.raises(ValueError, match=message):
+        load_schedules(written({**entry, "profile": path}))
 
 
 @pytest.mark.parametrize(
