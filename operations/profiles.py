@@ -96,12 +96,16 @@ class Profile:
     Attributes:
         name: as in `--profile name`.
         accelerated: of the steps that want a GPU.
-        plain: of the others.
+        plain: of the others, which take no accelerator.
     """
 
     name: str
     accelerated: Hardware
     plain: Hardware
+
+    def __post_init__(self) -> None:
+        if self.plain.accelerator:
+            raise ValueError("plain has an accelerator; only the accelerated steps take one: leave it out of plain.")
 
     def part(self, accelerated: bool) -> tuple[str, Hardware]:
         """The name of a part, which its parameters begin with, and its hardware."""
@@ -133,7 +137,11 @@ def load_profile(name: str) -> Profile:
     parts = read_yaml(path)
     if not isinstance(parts, dict) or set(parts) != {ACCELERATED, PLAIN}:
         raise ValueError(f"{path} is no profile; it must have two parts, {ACCELERATED} and {PLAIN}, and nothing else.")
-    return Profile(path.stem, *(_hardware(f"{path}, {part}", parts[part]) for part in (ACCELERATED, PLAIN)))
+    accelerated, plain = (_hardware(f"{path}, {part}", parts[part]) for part in (ACCELERATED, PLAIN))
+    try:
+        return Profile(path.stem, accelerated, plain)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def settings_of(profile: Profile) -> dict[str, Setting]:

@@ -188,12 +188,14 @@ GOOD = {
     "accelerators": 1,
 }
 
+WITHOUT_ACCELERATOR = {name: value for name, value in GOOD.items() if not name.startswith("accelerator")}
+
 
 def written(tmp_path: Path, **changes: Any) -> str:
     """A profile whose accelerated part differs from a good one; None leaves a key out."""
     part = {name: value for name, value in (GOOD | changes).items() if value is not None}
     path = tmp_path / "mine.yaml"
-    path.write_text(yaml.safe_dump({ACCELERATED: part, PLAIN: GOOD}))
+    path.write_text(yaml.safe_dump({ACCELERATED: part, PLAIN: WITHOUT_ACCELERATOR}))
     return str(path)
 
 
@@ -249,6 +251,17 @@ def test_an_unknown_profile_lists_the_choices_and_a_part_cannot_be_missing(tmp_p
     path.write_text(yaml.safe_dump({ACCELERATED: GOOD}))
     with pytest.raises(ValueError, match="must have two parts, accelerated and plain"):
         load_profile(str(path))
+
+
+def test_plain_steps_stay_off_the_gpus_whatever_a_profile_says(tmp_path: Path) -> None:
+    path = tmp_path / "mixed.yaml"
+    plain = GOOD | {"accelerator": "nvidia.com/mig-1g.18gb"}
+    path.write_text(yaml.safe_dump({ACCELERATED: GOOD | {"accelerators": 2}, PLAIN: plain}))
+    message = r"mixed\.yaml: plain has an accelerator; only the accelerated steps take one: leave it out of plain\."
+    with pytest.raises(ValueError, match=message):
+        load_profile(str(path))
+    path.write_text(yaml.safe_dump({ACCELERATED: GOOD | {"accelerators": 2}, PLAIN: WITHOUT_ACCELERATOR}))
+    assert settings_of(load_profile(str(path)))["accelerator_count"].default == "2"
 
 
 @pytest.mark.parametrize(
