@@ -1,12 +1,14 @@
 """`make images`: builds the images that the steps run in, pushes them if asked to, and writes the image lock.
 
 The engine is sent a folder with exactly the files that an image's content digest is made of, so two builds of one
-digest hold the same code. An image whose digest has not changed is not built again. The index of packages is that of
-the environment (PIP_INDEX_URL, UV_DEFAULT_INDEX); it reaches the stages that install and no stage that is kept.
+digest hold the same code. An image whose digest and base have not changed is not built again. The index of packages
+is that of the environment (PIP_INDEX_URL, UV_DEFAULT_INDEX); it reaches the stages that install and no stage that is
+kept.
 Standard library only: whoever builds images needs no virtual environment.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import shlex
@@ -22,6 +24,7 @@ from typing import Any
 
 from operations import code_version, image_contents
 from operations.image_lock import (
+    USUAL_BASE,
     LockedImage,
     content_files,
     content_of,
@@ -42,7 +45,7 @@ class Engine:
 
     Args:
         program: docker, or one that takes the same commands.
-        base_image: what every image begins with: a Debian with Python 3.11.
+        base_image: what every image begins with: a Debian with Python 3.11; the Dockerfiles' own when empty.
         build_options: further options of `docker build`.
     """
 
@@ -128,21 +131,32 @@ def build_images(engine: Engine, names: Sequence[str], lock: Path, registry: str
     if push and not registry:
         raise ValueError("PUSH=1 needs a registry: REGISTRY=registry.example/team.")
     locked = read_lock(lock) if lock.is_file() else {}
+    base = engine.base_image or USUAL_BASE
     for name in names:
         started, content = time.monotonic(), content_of(name)
         repository = f"{registry.rstrip('/')}/{name}" if registry else name
-        tag = f"{repository}:{content}"
+        tag = f"{repository}:{content}{mark_of_base(base)}"
         known = locked.get(name)
-        done = known and known.content == content and known.pushed >= push and known.reference.startswith(repository)
+        done = (
+            known
+            and (known.content, known.base_image) == (content, base)
+            and known.pushed >= push
+            and known.reference.startswith(repository)
+        )
         needed = not done or not (push or engine.holds(tag))
         if needed:
             engine.build(name, content, tag)
-            locked[name] = LockedImage(engine.push(tag) if push else tag, content, push)
+            locked[name] = LockedImage(engine.push(tag) if push else tag, content, push, base)
             write_lock(locked, lock)
         seconds = time.monotonic() - started
         size = f", {engine.size(tag) / 1e6:,.0f} MB" if engine.holds(tag) else ""
         state = "unchanged" if not needed else "pushed" if push else "built"
         print(f"{name:20} {state} in {seconds:5.1f} s{size}  {locked[name].reference}", flush=True)
+
+
+def mark_of_base(base_image: str) -> str:
+    """The end of a tag, so that images on two bases never share one; nothing for the usual base."""
+    return "" if base_image == USUAL_BASE else f"-{hashlib.sha256(base_image.encode()).hexdigest()[:8]}"
 
 
 def list_contents(engine: Engine, names: Sequence[str], lock: Path, folder: Path) -> None:

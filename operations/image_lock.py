@@ -18,6 +18,7 @@ from operations import code_version
 PLACE = "RANKONE_IMAGE_LOCK"  # variable that names another file, e.g. one a registry
 WHOLE_LIBRARY = "rankone-registry"  # promote copies all of retrieval/ into the model that it registers
 BUILD = "make images"
+USUAL_BASE = "python:3.11-slim"  # of every Dockerfile, where BASE_IMAGE names no other
 BY_DIGEST = re.compile(r".+@sha256:[0-9a-f]{64}")
 
 
@@ -29,11 +30,13 @@ class LockedImage:
         reference: what to run: repository@sha256:... where it was pushed, else repository:content.
         content: digest of the Dockerfile, the requirements and the code that it was built from.
         pushed: whether a registry holds it.
+        base_image: what it begins with, by the name that was given; an older lock has no such entry: the usual one.
     """
 
     reference: str
     content: str
     pushed: bool
+    base_image: str = USUAL_BASE
 
 
 def images_of(lock: Mapping[str, LockedImage], names: Collection[str] | None = None) -> dict[str, str]:

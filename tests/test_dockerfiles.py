@@ -82,7 +82,7 @@ def test_a_dockerfile_keeps_the_rules(image: str) -> None:
     text = image_lock.dockerfile(image).read_text()
     stages = text.split("\nFROM ")
     last = stages[-1]
-    assert "ARG BASE_IMAGE=python:3.11-slim\n" in stages[0]
+    assert f"ARG BASE_IMAGE={image_lock.USUAL_BASE}\n" in stages[0]
     assert last.startswith("${BASE_IMAGE}\n"), "the last stage begins anew: nothing that installs is left in it"
     assert "\nUSER 65532:65532\n" in last
     assert text.count("uv pip install") == text.count("--require-hashes --python")

@@ -102,6 +102,64 @@ def test_a_pushed_image_is_locked_by_the_digest_of_the_registry(project: Path, d
     assert not docker.calls("push")
 
 
+def test_another_base_image_builds_anew_and_has_a_tag_of_its_own(project: Path, docker: Docker) -> None:
+    names, lock = ["rankone-learning"], project / "lock.json"
+    usual, hardened = Engine(str(docker.program)), Engine(str(docker.program), "hardened-python:3.11")
+    build_images(usual, names, lock)
+    docker.calls("build")
+    before = read_lock(lock)["rankone-learning"]
+    build_images(hardened, names, lock)
+    (call,) = docker.calls("build")
+    assert "BASE_IMAGE=hardened-python:3.11" in call
+    after = read_lock(lock)["rankone-learning"]
+    assert (before.base_image, after.base_image) == ("python:3.11-slim", "hardened-python:3.11")
+    assert before.content == after.content
+    assert call[call.index("--tag") + 1] == after.reference != before.reference
+    build_images(hardened, names, lock)
+    assert not docker.calls("build")
+    build_images(Engine(str(docker.program), "other-python:3.11"), names, lock)
+    assert read_lock(lock)["rankone-learning"].reference not in (before.reference, after.reference)
+    build_images(usual, names, lock)
+    assert read_lock(lock)["rankone-learning"] == before
+
+
+def test_a_lock_never_finds_the_image_of_another_base_under_its_tag(project: Path, docker: Docker) -> None:
+    """Two checkouts of the same code share an engine, and one has another base."""
+    names, here, there = ["rankone-learning"], project / "here.json", project / "there.json"
+    build_images(Engine(str(docker.program)), names, here)
+    build_images(Engine(str(docker.program), "hardened-python:3.11"), names, there)
+    tags = [call[call.index("--tag") + 1] for call in docker.calls("build")]
+    assert len(set(tags)) == 2
+    assert [read_lock(lock)["rankone-learning"].reference for lock in (here, there)] == tags
+
+
+def test_another_base_image_is_pushed_anew(project: Path, docker: Docker) -> None:
+    names, lock = ["rankone-learning"], project / "lock.json"
+    build_images(Engine(str(docker.program)), names, lock, "registry.example/team", push=True)
+    (first,) = docker.calls("push")
+    hardened = Engine(str(docker.program), "hardened-python:3.11")
+    build_images(hardened, names, lock, "registry.example/team", push=True)
+    (second,) = docker.calls("push")
+    assert first[-1] != second[-1]
+    assert read_lock(lock)["rankone-learning"].base_image == "hardened-python:3.11"
+    build_images(hardened, names, lock, "registry.example/team", push=True)
+    assert not docker.calls("push")
+
+
+def test_a_lock_of_before_is_of_the_usual_base(project: Path, docker: Docker) -> None:
+    names, lock = ["rankone-learning"], project / "lock.json"
+    build_images(Engine(str(docker.program)), names, lock)
+    entries = json.loads(lock.read_text())
+    del entries["rankone-learning"]["base_image"]
+    lock.write_text(json.dumps(entries))
+    docker.calls("build")
+    for base in ("", "python:3.11-slim"):
+        build_images(Engine(str(docker.program), base), names, lock)
+        assert not docker.calls("build")
+    build_images(Engine(str(docker.program), "hardened-python:3.11"), names, lock)
+    assert len(docker.calls("build")) == 1
+
+
 def test_a_failed_push_locks_nothing_and_says_why(project: Path, docker: Docker) -> None:
     with pytest.raises(OSError, match=r"push` failed:\n.*denied: no rights"):
         build_images(Engine(str(docker.program)), ["rankone-learning"], project / "lock.json", "refused", push=True)
