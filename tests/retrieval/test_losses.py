@@ -2,7 +2,10 @@
 
 import inspect
 import math
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -167,6 +170,78 @@ def test_a_loss_is_its_formula_in_loops(name, rows, seed, spread, data):
     given = [embeddings.tolist(), labels.tolist()] + ([proxies.tolist()] if LOSSES[name].uses_proxies else [])
     expected = LOOPS[name](*given, **options)
     assert float(value(name, embeddings, labels, proxies, **options)) == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+LABELS = {
+    "random": lambda rows, generator: torch.randint(CLASSES, (rows,), generator=generator),
+    "imbalanced": lambda rows, generator: (torch.rand(rows, generator=generator) ** 4 * CLASSES).long(),
+    "one image of a class": lambda rows, _: (torch.arange(rows) == rows - 1).long(),
+    "one class": lambda rows, _: torch.zeros(rows, dtype=torch.int64),
+}
+
+
+@pytest.mark.parametrize("name", [name for name, loss in LOSSES.items() if loss.uses_pairs])
+@pytest.mark.parametrize("kind", LABELS)
+@settings(deadline=None, max_examples=40)
+@given(
+    rows=st.integers(3, 16),
+    seed=st.integers(0, 999),
+    spread=st.sampled_from([0.05, 0.5, 2.0]),
+    comparisons=st.integers(1, 64),
+)
+def test_a_loss_of_blocks_and_its_gradient_are_those_of_the_whole_batch(name, kind, rows, seed, spread, comparisons):
+    embeddings, _, proxies = batch(rows, seed, spread)
+    labels = LABELS[kind](rows, torch.Generator().manual_seed(seed))
+    labels[1] = labels[0]
+    embeddings = embeddings[torch.randperm(rows, generator=torch.Generator().manual_seed(seed))]
+    whole, blocks = embeddings.clone().requires_grad_(), embeddings.clone().requires_grad_()
+    expected = value(name, whole, labels, proxies)
+    expected.backward()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(losses, "COMPARISONS_AT_ONCE", comparisons)
+        loss = value(name, blocks, labels, proxies)
+        loss.backward()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(blocks.grad, whole.grad)
+
+
+def test_hard_triplets_of_one_block_do_not_count_beside_semi_hard_ones_of_another(monkeypatch):
+    angles = torch.tensor([0.0, 0.5, 0.54, 2.0, 2.5, 2.1], dtype=torch.float64)
+    labels = torch.tensor([0, 0, 1, 2, 2, 3])
+    embeddings = torch.stack([angles.cos(), angles.sin()], 1)
+    semi_hard, both = losses.triplet(embeddings[:3], labels[:3]), losses.triplet(embeddings, labels)
+    monkeypatch.setattr(losses, "COMPARISONS_AT_ONCE", 1)
+    assert float(losses.triplet(embeddings, labels)) == pytest.approx(float(both))
+    assert both == pytest.approx(float(semi_hard))
+
+
+PEAK = """
+import sys
+from pathlib import Path
+
+import torch
+from retrieval.losses import MetricObjective
+
+
+def mebibytes(name):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name)) / 1024
+
+
+torch.set_num_threads(1)
+objective, embeddings = MetricObjective(sys.argv[1], 2, 64), torch.randn(512, 64, requires_grad=True)
+objective(embeddings[:8], torch.arange(8) % 2).backward()
+before = mebibytes("VmRSS")
+Path("/proc/self/clear_refs").write_text("5")
+objective(embeddings, torch.arange(512) % 2).backward()
+print(mebibytes("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells the most that was held")
+@pytest.mark.parametrize("name", ["triplet", "recall_at_k"])
+def test_a_large_batch_of_two_classes_takes_little_memory(name):
+    run = subprocess.run([sys.executable, "-c", PEAK, name], capture_output=True, text=True, check=True)
+    assert float(run.stdout) < 200  # a single float32 tensor of all 512 * 255 pairs by 512 images has 255
 
 
 def peer_normalised_softmax(embeddings, labels, proxies):
