@@ -46,7 +46,7 @@ def test_the_network_learns_and_says_what_was_chosen(tmp_path: Path, capsys: pyt
     assert outputs["validation_recall_at_1"] > 0.9
     assert outputs["loss"] in LOSSES
     assert outputs["loss_why"].startswith(f"loss {outputs['loss']}: 3 classes of 10 to 10 images")
-    assert outputs["learning_rate"] == pytest.approx(0.1 * (16 / 256) ** 0.5 * (15 / 128) ** 0.5)
+    assert outputs["learning_rate"] == pytest.approx(0.2 * (16 / 256) ** 0.5 * (15 / 128) ** 0.5)
     assert outputs["augment"] == "crop_flip"  # a band mirrored is the same band
     assert outputs["epochs"] == 5
     model = load_model(tmp_path / "model")

@@ -35,9 +35,9 @@ MEASURED = {
 
 # R@1 in % by peak rate, at each dimension, on CIFAR-100
 SWEPT = {
-    128: {0.025: 9.88, 0.05: 9.84, 0.07071: 10.66, 0.1: 11.22, 0.2: 10.59, 0.4: 10.81},
-    256: {0.025: 9.62, 0.05: 10.94, 0.1: 12.10, 0.2: 11.50, 0.4: 11.06},
-    512: {0.025: 10.66, 0.05: 11.16, 0.1: 11.57, 0.1414: 11.31, 0.2: 11.62, 0.4: 12.09},
+    128: {0.025: 10.54, 0.05: 11.23, 0.07071: 11.98, 0.1: 11.75, 0.1414: 12.38, 0.2: 12.71, 0.4: 12.85},
+    256: {0.025: 10.73, 0.05: 11.48, 0.1: 12.52, 0.2: 12.56, 0.4: 12.81},
+    512: {0.025: 10.96, 0.05: 12.21, 0.1: 12.75, 0.1414: 12.88, 0.2: 13.0, 0.2828: 12.52, 0.4: 13.25},
 }
 
 
@@ -118,4 +118,4 @@ def test_the_rate_grows_with_dimension_and_batch(dimension: int, batch: int) -> 
     rate = choose_learning_rate(dimension, batch).value
     assert choose_learning_rate(4 * dimension, batch).value == pytest.approx(2 * rate)
     assert choose_learning_rate(dimension, 4 * batch).value == pytest.approx(2 * rate)
-    assert choose_learning_rate(256, 128).value == pytest.approx(0.1)
+    assert choose_learning_rate(256, 128).value == pytest.approx(0.2)
