@@ -48,7 +48,7 @@ def nearest(
         k: hits a query, at least 1.
         exclude: (q,) int64, the gallery index that each query must not retrieve (itself), or -1 for none.
         queries_per_block: memory is queries_per_block * gallery_per_block scores, whatever the gallery, besides the
-            result, one float64 norm a row and, where the symmetry is used, the best segments of each row, some 600
+            result, one float64 norm a row and, where the symmetry is used, the best segments of each row, some 800
             bytes, and on CUDA a tile of 8,192 x 8,192 scores. The result does not depend on it.
         gallery_per_block: see queries_per_block.
         normalise: False takes the rows as they are: similarity is then the inner product.
