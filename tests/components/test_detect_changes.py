@@ -3,12 +3,10 @@
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import boto3
-import moto
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -248,33 +246,19 @@ def test_what_differs_is_trained_on_and_named(bench: Bench, monkeypatch: pytest.
     assert "4 in another split" in found.text
 
 
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A client of a store with an empty bucket named weights."""
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
-    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE"):
-        monkeypatch.delenv(name, raising=False)
-    with moto.mock_aws():
-        store = boto3.client("s3", region_name="us-east-1")
-        store.create_bucket(Bucket="weights")
-        yield store
-        store.close()
-
-
 def test_weights_that_were_exchanged_in_a_bucket_are_trained_with(bench: Bench, bucket: Any) -> None:
-    bucket.put_object(Bucket="weights", Key="net.pth", Body=b"first")
-    given = {"weights": "s3://weights/net.pth"}
+    bucket.put_object(Bucket="bucket", Key="net.pth", Body=b"first")
+    given = {"weights": "s3://bucket/net.pth"}
     first = bench.detect(TEN, **given)
-    assert re.fullmatch(r"train with s3://weights/net.pth, etag [0-9a-f]{32}", first.plan)
+    assert re.fullmatch(r"train with s3://bucket/net.pth, etag [0-9a-f]{32}", first.plan)
     version = bench.register(first)
     promotion.promote(bench.name, version.version, "The first.")
     assert bench.detect(TEN, **given).plan.startswith("skip: ")
     assert bench.detect(TEN, **given, force="true").plan.endswith(first.plan.removeprefix("train"))
     assert bench.detect(TEN, **given, skip_unchanged="false").plan == first.plan, "a cache knows it again"
-    bucket.put_object(Bucket="weights", Key="net.pth", Body=b"second")
+    bucket.put_object(Bucket="bucket", Key="net.pth", Body=b"second")
     second = bench.detect(TEN, **given)
-    assert second.plan.startswith("train with s3://weights/net.pth")
+    assert second.plan.startswith("train with s3://bucket/net.pth")
     assert second.plan != first.plan
     assert second.text.startswith("To train: parameters differ from those of the champion")
 
@@ -283,8 +267,8 @@ def test_weights_that_are_not_in_the_bucket_end_the_run_before_it_trains(
     bench: Bench, bucket: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        bench.detect(TEN, weights="s3://weights/net.pth")
-    assert "s3://weights/net.pth" in capsys.readouterr().err
+        bench.detect(TEN, weights="s3://bucket/net.pth")
+    assert "s3://bucket/net.pth" in capsys.readouterr().err
 
 
 def test_new_changed_and_removed_images_and_classes_are_counted_and_shown(bench: Bench) -> None:

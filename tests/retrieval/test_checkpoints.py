@@ -2,12 +2,10 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import boto3
-import moto
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -243,20 +241,6 @@ def test_in_a_bucket(dataset: Dataset, bucket: Any) -> None:  # noqa: F811
     assert torch.equal(weights(resumed), weights(expected))
     checkpoint.remove()
     assert "Contents" not in bucket.list_objects_v2(Bucket="bucket")
-
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A client of a store with an empty bucket."""
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
-    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE"):
-        monkeypatch.delenv(name, raising=False)
-    with moto.mock_aws():
-        client = boto3.client("s3", region_name="us-east-1")
-        client.create_bucket(Bucket="bucket")
-        yield client
-        client.close()
 
 
 def one(value: float) -> State:
