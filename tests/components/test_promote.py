@@ -6,8 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import boto3
-import moto
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -681,24 +679,15 @@ def test_knobs_that_cannot_be_are_refused(knobs: dict[str, Any], message: str) -
         Params(**knobs)
 
 
-def test_model_and_report_are_published_before_the_alias_moves(
-    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
-    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE"):
-        monkeypatch.delenv(name, raising=False)
-    with moto.mock_aws():
-        store = boto3.client("s3", region_name="us-east-1")
-        with pytest.raises(ValueError, match="answered NoSuchBucket"):
-            bench.promote("one", 0.95, publish_to="s3://bucket/models")
-        assert (bench.champion, bench.versions) == (None, [1])
-        store.create_bucket(Bucket="bucket")
-        decision = bench.promote("one", 0.95, publish_to="s3://bucket/models/")
-        assert decision["published"] == f"s3://bucket/models/{bench.name}/1"
-        assert bench.champion == 1
-        fetch(Address.parse(decision["published"]), tmp_path / "back", "publication", PUBLICATION_FORMAT)
-        store.close()
+@pytest.mark.usefixtures("bucket")
+def test_model_and_report_are_published_before_the_alias_moves(bench: Bench, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="answered NoSuchBucket"):
+        bench.promote("one", 0.95, publish_to="s3://missing/models")
+    assert (bench.champion, bench.versions) == (None, [1])
+    decision = bench.promote("one", 0.95, publish_to="s3://bucket/models/")
+    assert decision["published"] == f"s3://bucket/models/{bench.name}/1"
+    assert bench.champion == 1
+    fetch(Address.parse(decision["published"]), tmp_path / "back", "publication", PUBLICATION_FORMAT)
     assert read_manifest(tmp_path / "back" / "model", model_folder.KIND, model_folder.FORMAT_VERSION)
     assert (tmp_path / "back" / "report.html").read_text() == "<h1>Report</h1>"
 

@@ -1,11 +1,8 @@
 """What is published is whole or not there, and sent once."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
-import moto
 import pytest
 
 from retrieval import publication
@@ -17,16 +14,8 @@ PLACE = Address("bucket", "published/model/3")
 
 
 @pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
-    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE"):
-        monkeypatch.delenv(name, raising=False)
-    with moto.mock_aws():
-        client = boto3.client("s3", region_name="us-east-1")
-        client.create_bucket(Bucket="bucket")
-        yield client
-        client.close()
+def store(bucket: Any) -> Any:
+    return bucket
 
 
 @pytest.fixture
