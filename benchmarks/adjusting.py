@@ -186,6 +186,7 @@ def main() -> None:
     parser.add_argument("--teacher-size", type=int, default=64, help="px, to which images are enlarged for the teacher")
     parser.add_argument("--dimension", dest="dimensions", type=int, nargs=1, default=[256])
     parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--learning-rate", type=float, default=0.0, help="0 for the automatic one")
     parser.add_argument("--blocks", action="store_true", help="compare weightings of feature blocks; trains nothing")
     parser.add_argument("--device", default="auto")
     parser.set_defaults(source="cifar100", labels="fine", split="closed", image_size=32, quarter_turns=False)

@@ -5,9 +5,9 @@
 
 FOLDER holds the official `cifar-100-python`; only its training images are used. The first --images of a shuffle are
 trained on and 5,000 others are the validation images: every number is R@1 among these. The four-layer network, d = 256,
-trains by the normalised softmax; the rate and the batch are those of finetune_metric's defaults. A name with +missing
-also hides parts in training. "half hidden" is the mean over the four halves of an image, filled with the mean colour
-of the validation images.
+trains by the normalised softmax; the batch, and the learning rate unless it is given, are those of finetune_metric's
+defaults. A name with +missing also hides parts in training. "half hidden" is the mean over the four halves of an
+image, filled with the mean colour of the validation images.
 """
 
 import argparse
@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--names", default=NAMES)
     parser.add_argument("--channels", default="64,128,256")
+    parser.add_argument("--learning-rate", type=float, default=0.0, help="0 for the automatic one")
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
     keep_threads()
@@ -102,7 +103,7 @@ def measure(
             ByLabel(MetricObjective("normalised_softmax", int(labels.max()) + 1, DIMENSION)),
             ImageBatches(data, rows, device),
             labels,
-            Schedule(arguments.epochs, choose_learning_rate(DIMENSION).value),
+            Schedule(arguments.epochs, arguments.learning_rate or choose_learning_rate(DIMENSION).value),
             batch_size=128,
             seed=seed,
             augment=named_augmentation(augmentation, robust or "none"),

@@ -89,9 +89,12 @@ class Trial:
         self.balanced = batch_shape(int(self.labels.max()) + 1, arguments.batch_size)
         self.colours = colour_statistics(data, self.rows)
 
-    def rate(self, dimension: int) -> float:
-        """The automatic one."""
+    def automatic_rate(self, dimension: int) -> float:
         return float(choose_learning_rate(dimension, self.balanced[0] * self.balanced[1]).value)
+
+    def rate(self, dimension: int) -> float:
+        """The given one, else the automatic one."""
+        return self.arguments.learning_rate or self.automatic_rate(dimension)
 
     def recall(self, loss: str, rate: float, dimension: int, seed: int) -> float:
         """Train anew; R@1 of the validation images among themselves, in percent; 0 where the training diverged."""
@@ -176,10 +179,7 @@ def verdict(found: dict[Key, list[float]], automatic: Key) -> tuple[Key, str]:
 
 def compare_losses(trial: Trial, automatic: str) -> None:
     arguments, dimension = trial.arguments, trial.arguments.dimensions[0]
-    rate, names = (
-        arguments.rate or trial.rate(dimension),
-        sorted({*arguments.losses, automatic}, key=list(LOSSES).index),
-    )
+    rate, names = trial.rate(dimension), sorted({*arguments.losses, automatic}, key=list(LOSSES).index)
     trials = {name: partial(trial.recall, name, rate, dimension) for name in names}
     found = race(trials, arguments.seeds, arguments.keep)
     best, short = verdict(found, automatic)
@@ -193,7 +193,7 @@ def compare_losses(trial: Trial, automatic: str) -> None:
 def compare_rates(trial: Trial) -> None:
     arguments, loss = trial.arguments, trial.arguments.losses[0]
     for dimension in arguments.dimensions:
-        automatic = trial.rate(dimension)
+        automatic = trial.automatic_rate(dimension)
         rates = sorted({*arguments.rates, automatic})
         trials = {rate: partial(trial.recall, loss, rate, dimension) for rate in rates}
         found = race(trials, arguments.seeds, arguments.keep)
@@ -226,7 +226,7 @@ def main() -> None:
     parser.add_argument("--losses", nargs="+", choices=list(LOSSES), default=list(LOSSES), help="rates takes the first")
     parser.add_argument("--keep", type=float, default=3.0, help="points of R@1 below the best that get more seeds")
     parser.add_argument("--rates", type=float, nargs="+", default=[0.0125, 0.025, 0.05, 0.1, 0.2, 0.4])
-    parser.add_argument("--rate", type=float, default=0.0, help="of losses; 0 for the automatic one")
+    parser.add_argument("--learning-rate", type=float, default=0.0, help="of losses; 0 for the automatic one")
     parser.add_argument("--weights", type=Path, help=f"of {TEACHER}, for the features that the facts are measured on")
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()

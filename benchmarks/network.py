@@ -78,7 +78,7 @@ def measure(form: dict[str, Any], seed: int, dataset: Dataset, arguments: argpar
         ModelConfig(dimension=arguments.dimension, image_size=dataset.image_size, mean=mean, std=std, **form)
     )
     loss = MetricObjective("normalised_softmax", len(dataset.class_names), arguments.dimension)
-    rate = choose_learning_rate(arguments.dimension, arguments.batch_size).value
+    rate = arguments.learning_rate or choose_learning_rate(arguments.dimension, arguments.batch_size).value
     cpu = time.process_time()
     with contextlib.redirect_stdout(io.StringIO()):
         history = fit(
@@ -121,6 +121,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--dimension", type=int, default=256)
+    parser.add_argument("--learning-rate", type=float, default=0.0, help="0 for the automatic one")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--device", default="auto")

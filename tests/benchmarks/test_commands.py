@@ -107,7 +107,7 @@ def test_forms_of_the_network_are_compared(cifar100: Path) -> None:
 def test_losses_are_compared_and_one_that_diverges_is_told() -> None:
     options = ["--epochs=1", "--seeds=1", "--image-size=16", "--images-per-class=30", "--losses", "contrastive"]
     assert 0 < float(numbers(benchmark("choices", "losses", *options), "contrastive")[0]) <= 100
-    lost = benchmark("choices", "losses", *options, "--rate=1e30")
+    lost = benchmark("choices", "losses", *options, "--learning-rate=1e30")
     assert "counted as 0, for trial: the loss is nan" in lost.stdout
 
 
