@@ -3,11 +3,11 @@
     python -m benchmarks.augmentation --location FOLDER [--images 20000] [--epochs 5] [--seeds 2]
         [--names crop_flip,crop_flip_rand,crop_flip+missing] [--channels 64,128,256]
 
-FOLDER holds the official `cifar-100-python`; only its training images are used. The first --images of a shuffle are
-trained on and 5,000 others are the validation images: every number is R@1 among these. The four-layer network, d = 256,
-trains by the normalised softmax; the batch, and the learning rate unless it is given, are those of finetune_metric's
-defaults. A name with +missing also hides parts in training. "half hidden" is the mean over the four halves of an
-image, filled with the mean colour of the validation images.
+FOLDER holds the official `cifar-100-python`; only its training images are used. A seeded choice of --images of them
+trains, as many of each class, and --validation others are the validation images: every number is R@1 among these. The
+four-layer network, d = 256, trains by the normalised softmax; the batch, and the learning rate unless it is given, are
+those of finetune_metric's defaults. A name with +missing also hides parts in training. "half hidden" is the mean over
+the four halves of an image, filled with the mean colour of the validation images.
 """
 
 import argparse
@@ -19,34 +19,34 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 
 from benchmarks.threads import keep_threads
+from benchmarks.training_part import training_part
 from retrieval.augmentation import named_augmentation, to_unit
 from retrieval.choices import choose_learning_rate
 from retrieval.colours import colour_statistics
-from retrieval.dataset import INDEX_SCHEMA, Dataset, save_dataset
+from retrieval.dataset import Dataset
 from retrieval.devices import describe, pick_device
 from retrieval.image_batches import ImageBatches
 from retrieval.losses import MetricObjective
 from retrieval.metrics import recall_at_1
 from retrieval.models import EmbeddingModel, ModelConfig, build_network
-from retrieval.sources import SourceOptions, open_source
 from retrieval.training import ByLabel, Schedule, fit
 
 NAMES = (
     "none,shift,crop_flip,crop_flip_colour,crop_flip_erase,crop_flip_patch,crop_flip_rand,"
     "crop_flip+missing,crop_flip_rand+missing"
 )
-VALIDATION_IMAGES, DIMENSION, SIZE = 5_000, 256, 32
+DIMENSION, SIZE = 256, 32
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--location", required=True)
     parser.add_argument("--images", type=int, default=20_000)
+    parser.add_argument("--validation", type=int, default=5_000)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--names", default=NAMES)
@@ -60,30 +60,13 @@ def main() -> None:
     print(f"{describe(device)}; {arguments}", flush=True)
     print(f"{'augmentation':<28} {'R@1':>7} {'+-':>6} {'half hidden':>12} {'images/s':>9}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        data = read(Path(folder), arguments.location, arguments.images)
+        data = training_part(Path(folder) / "dataset", arguments.location, arguments.images, arguments.validation)
         for name in arguments.names.split(","):
             runs = [measure(name, data, arguments, seed, device) for seed in range(arguments.seeds)]
             whole, halved, speed = zip(*runs, strict=True)
             spread = statistics.stdev(whole) if len(whole) > 1 else 0.0
             means = statistics.mean(whole), spread, statistics.mean(halved), statistics.mean(speed)
             print(f"{name:<28} {means[0]:7.2%} {means[1]:6.2%} {means[2]:12.2%} {means[3]:9.0f}", flush=True)
-
-
-def read(folder: Path, location: str, images: int) -> Dataset:
-    """A dataset of some training images of CIFAR-100: the first ones to train on, the last ones for validation."""
-    source = open_source("cifar100", location, SourceOptions())
-    records = [record for record in source.records if record.split == "train"]
-    order = np.random.default_rng(0).permutation(len(records))[: images + VALIDATION_IMAGES]
-    chosen = [records[number] for number in order]
-    pixels = np.stack([np.asarray(content) for batch in source.batches(chosen, 4096) for content in batch])
-    classes = sorted({record.class_name for record in chosen})
-    count = len(chosen)
-    names, sizes = np.arange(count).astype(str), np.full(count, SIZE)
-    labels = [classes.index(record.class_name) for record in chosen]
-    splits = ["train"] * (count - VALIDATION_IMAGES) + ["validation"] * VALIDATION_IMAGES
-    values = [np.arange(count), labels, [record.class_name for record in chosen], splits, names, names, sizes, sizes]
-    index = pa.table([pa.array(value) for value in values], names=INDEX_SCHEMA.names)
-    return save_dataset(folder / "dataset", [pixels], index, classes, {})
 
 
 def measure(

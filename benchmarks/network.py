@@ -19,20 +19,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import torch
 
 from benchmarks.threads import keep_threads
+from benchmarks.training_part import training_part
 from retrieval.augmentation import named_augmentation
 from retrieval.choices import choose_learning_rate
 from retrieval.colours import colour_statistics
-from retrieval.dataset import INDEX_SCHEMA, Dataset, save_dataset
+from retrieval.dataset import Dataset
 from retrieval.devices import describe, pick_device
 from retrieval.image_batches import ImageBatches
 from retrieval.losses import MetricObjective
 from retrieval.models import ModelConfig, build_network
-from retrieval.sources import SourceOptions, limit_classes, open_source
 from retrieval.training import ByLabel, Schedule, fit
 from retrieval.validation import validation_recall_at_1
 
@@ -49,23 +47,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "narrow": {"channels": (32, 64, 128)},
     "equal_channels": {"channels": (128, 128, 128)},
 }
-
-
-def read_dataset(folder: Path, location: str, images: int, validation: int) -> Dataset:
-    """Training images of CIFAR-100 as a dataset: `images` to train on, `validation` held out, as many of each class."""
-    source = open_source("cifar100", location, SourceOptions())
-    records = [record for record in source.records if record.split == "train"]
-    classes = sorted({record.class_name for record in records})
-    chosen = limit_classes(records, (images + validation) // len(classes), seed=0)
-    held_out = {record.name for record in limit_classes(chosen, validation // len(classes), seed=1)}
-    labels = [classes.index(record.class_name) for record in chosen]
-    splits = ["validation" if record.name in held_out else "train" for record in chosen]
-    names, places = [record.class_name for record in chosen], [record.name for record in chosen]
-    unknown, sides = [""] * len(chosen), [32] * len(chosen)
-    values = [range(len(chosen)), labels, names, splits, places, unknown, sides, sides]
-    index = pa.table([pa.array(value) for value in values], names=INDEX_SCHEMA.names)
-    batches = (np.stack([np.asarray(image) for image in part]) for part in source.batches(chosen, 1000))
-    return save_dataset(folder, batches, index, classes, {})
 
 
 def measure(form: dict[str, Any], seed: int, dataset: Dataset, arguments: argparse.Namespace) -> dict[str, float]:
@@ -129,7 +110,7 @@ def main() -> None:
     keep_threads()
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in arguments.variants}
     with tempfile.TemporaryDirectory() as folder:
-        dataset = read_dataset(Path(folder) / "dataset", arguments.location, arguments.images, arguments.validation)
+        dataset = training_part(Path(folder) / "dataset", arguments.location, arguments.images, arguments.validation)
         print(
             f"{len(dataset.rows('train')):,} images to train, {len(dataset.rows('validation')):,} to measure, "
             f"{arguments.epochs} epochs, d = {arguments.dimension}, batches of {arguments.batch_size}, seeds "

@@ -104,6 +104,12 @@ def test_forms_of_the_network_are_compared(cifar100: Path) -> None:
     assert 0 < float(numbers(benchmark("network", f"--location={cifar100}", *options), "narrow")[0]) <= 1
 
 
+def test_augmentations_are_compared(cifar100: Path) -> None:
+    options = ["--images=1000", "--validation=500", "--epochs=1", "--seeds=1", "--names=shift"]
+    whole, _, halved, _ = numbers(benchmark("augmentation", f"--location={cifar100}", *options), "shift")
+    assert all(0 < float(number.rstrip("%")) <= 100 for number in (whole, halved))
+
+
 def test_losses_are_compared_and_one_that_diverges_is_told() -> None:
     options = ["--epochs=1", "--seeds=1", "--image-size=16", "--images-per-class=30", "--losses", "contrastive"]
     assert 0 < float(numbers(benchmark("choices", "losses", *options), "contrastive")[0]) <= 100
