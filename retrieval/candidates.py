@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from retrieval.model_folder import read_model_manifest
 from retrieval.models import EmbeddingModel, load_model
 from retrieval.refinement import STRENGTHS, Refinement, choose_refinement, learn_refinement
 from retrieval.splits import UNMEASURABLE, can_measure
+from retrieval.validation import distractors, searched_among
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,11 @@ class Judge:
     refine: str
     device: torch.device
 
+    @property
+    def among(self) -> str:
+        """What the validation images are searched among, in words."""
+        return searched_among(self.data)
+
     def embed(self, network: EmbeddingModel, when: str) -> Embedded:
         """Embed the training and the validation images."""
         train = embed(network, self.data, self.data.rows("train"), self.device)
@@ -81,7 +88,10 @@ class Judge:
         return Embedded(train, embed(network, self.data, rows, self.device, name=f"finetune_softmax: validate {when}"))
 
     def candidate(self, name: str, network: EmbeddingModel, embedded: Embedded) -> Candidate:
-        """The network with its refinement: as asked for, or as the validation images gain by it."""
+        """The network with its refinement: as asked for, or as the validation images gain by it.
+
+        They are searched among the distractors too, see validation.distractors.
+        """
         none, every = ((), False), (STRENGTHS, False)
         strengths, forced = {"auto": every, "none": none}.get(self.refine) or ((float(self.refine),), True)
         held_out = self.data.labels[self.data.rows("validation")]
@@ -89,12 +99,13 @@ class Judge:
             refinement = learn_refinement(embedded.train, self.labels, *strengths) if forced else None
             why = f"refinement {self.refine if forced else 'none'}: {UNMEASURABLE}"
             return Candidate(name, network, embedded, with_refinement(network, refinement), None, None, why)
-        labels = torch.from_numpy(held_out)
+        labels, queries = torch.from_numpy(held_out), len(held_out)
+        distracting = np.isin(self.data.rows("train"), distractors(self.data))
         choice = choose_refinement(
             embedded.train,
             self.labels,
-            embedded.held_out,
-            lambda refined: recall_at_1(refined, labels),
+            torch.cat([embedded.held_out, embedded.train[distracting]]),
+            lambda refined: recall_at_1(refined[:queries], labels, distractors=refined[queries:]),
             strengths,
             forced,
         )
@@ -175,5 +186,5 @@ def joined_with_features(asked: str, alone: Candidate, judge: Judge, backbone: P
     best = max([alone, *tried] if asked == "auto" else tried, key=lambda candidate: candidate.recall_at_1 or 0.0)
     shown = ", ".join(f"{candidate.name} {candidate.recall_at_1:.1%}" for candidate in tried)
     chosen = "none" if best is alone else best.name
-    seen = f"R@1 among the validation images: alone {alone.recall_at_1:.1%}, {shown}"
+    seen = f"R@1 of the validation images: alone {alone.recall_at_1:.1%}, {shown}"
     return replace(best, joined_why=f"features of pretrain joined: {chosen}; {seen}")

@@ -81,6 +81,7 @@ class Acceptance:
         reached: whether some similarity gives it in half of the trials on the validation queries or more.
         value: that similarity, the median of the trials; None when not reached.
         validation_queries: how many it was chosen on.
+        distractors: training images that these were searched among besides, see validation.distractors.
         validation_precision: share of right answers among those accepted there; None when not reached.
         validation_coverage: share of queries accepted there; 0 when not reached.
         precision: the same on the test queries; None when nothing is accepted.
@@ -107,6 +108,7 @@ class Acceptance:
     trials: Trials | None = None
     precision_low: float | None = None
     verdict: str = NO_THRESHOLD
+    distractors: int = 0
 
 
 @dataclass(frozen=True)

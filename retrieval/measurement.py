@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +31,7 @@ from retrieval.metrics import RetrievalMetrics, nearest_mean_accuracy, retrieval
 from retrieval.neighbours import nearest
 from retrieval.splits import can_measure
 from retrieval.thresholds import precision_at, threshold_by_trials
+from retrieval.validation import distractors
 
 CURVE_POINTS = 160
 WORST_CLASSES, TAKEN_FOR = 10, 3  # shown of the confusion
@@ -185,21 +186,28 @@ def queries_per_second(embeddings: Tensor) -> float:
 def measure_acceptance(embed: Embed, dataset: Dataset, test: RetrievalMetrics, options: Options) -> Acceptance:
     """Choose the similarity from which answers may be trusted, on validation alone, and measure it on test.
 
-    Validation images are searched among the other validation images; the median of the trials is taken. Where they
-    have no two classes, or no two images of one, nothing can be chosen, and the level counts as not reached.
+    Validation images are searched among the other validation images and the distractors (validation.distractors); the
+    median of the trials is taken. Where they have no two classes, or no two images of one, nothing can be chosen, and
+    the level counts as not reached.
     """
     rows, level, device = dataset.rows("validation"), options.acceptance, options.device
     test_curve = trade(test.similarity, test.correct)
     if not can_measure(dataset.labels[rows]):
         return Acceptance(level, False, None, 0, None, 0.0, None, 0.0, (), test_curve)
-    validation = retrieval_metrics(embed(rows).to(device), _labels(dataset, rows, device))
+    others = distractors(dataset)
+    validation = retrieval_metrics(
+        embed(rows).to(device),
+        _labels(dataset, rows, device),
+        distractors=embed(others).to(device) if len(others) else None,
+    )
     curve = trade(validation.similarity, validation.correct)
     asked = dataset.labels[rows[validation.query_rows]]
     trials = threshold_by_trials(
         validation.similarity, validation.correct, asked, level, options.trials, seed=options.seed
     )
     if trials.value is None:
-        return Acceptance(level, False, None, validation.queries, None, 0.0, None, 0.0, curve, test_curve, trials)
+        none = Acceptance(level, False, None, validation.queries, None, 0.0, None, 0.0, curve, test_curve, trials)
+        return replace(none, distractors=len(others))
     there, covered = precision_at(validation.similarity, validation.correct, trials.value)
     precision, coverage = precision_at(test.similarity, test.correct, trials.value)
     accepted = test.similarity >= trials.value
@@ -218,6 +226,7 @@ def measure_acceptance(embed: Embed, dataset: Dataset, test: RetrievalMetrics, o
         trials=trials,
         precision_low=wilson_lower_bound(right, answered) if answered else None,
         verdict=verdict(right, answered, level),
+        distractors=len(others),
     )
 
 

@@ -72,6 +72,7 @@ def retrieval_metrics(
     labels: Tensor | np.ndarray,
     gallery_embeddings: Tensor | None = None,
     gallery_labels: Tensor | np.ndarray | None = None,
+    distractors: Tensor | None = None,
 ) -> RetrievalMetrics:
     """Measure every row as a query: against all other rows, or against a gallery of other images.
 
@@ -84,11 +85,13 @@ def retrieval_metrics(
         gallery_embeddings: (m, d) float; none of its images may be among the queries. Without it, each query is
             excluded from its own gallery by its index.
         gallery_labels: (m,) integer, given with gallery_embeddings.
+        distractors: (m, d) float; without a gallery: images of other classes than any query's, that are in each query's
+            gallery besides and ask nothing.
 
     Raises:
         ValueError: shapes disagree, labels are no integers, or no query has another image of its class.
     """
-    task = _Task(embeddings, labels, gallery_embeddings, gallery_labels)
+    task = _Task(embeddings, labels, gallery_embeddings, gallery_labels, distractors)
     hits_wanted = min(max(8, int(task.positives.max()) + 1), task.available)
     parts = []
     for rows in task.query_rows.split(max(1, HITS_AT_ONCE // hits_wanted)):
@@ -115,9 +118,10 @@ def recall_at_1(
     labels: Tensor | np.ndarray,
     gallery_embeddings: Tensor | None = None,
     gallery_labels: Tensor | np.ndarray | None = None,
+    distractors: Tensor | None = None,
 ) -> float:
     """Share of queries whose nearest image is of their class: `retrieval_metrics(...).recall_at_1` alone, faster."""
-    task = _Task(embeddings, labels, gallery_embeddings, gallery_labels)
+    task = _Task(embeddings, labels, gallery_embeddings, gallery_labels, distractors)
     indices = nearest(task.embeddings, task.gallery, 1, task.itself)[1][task.query_rows, 0]
     return float((task.gallery_labels[indices] == task.labels[task.query_rows]).double().mean())
 
@@ -157,14 +161,21 @@ class _Task:
         labels: Tensor | np.ndarray,
         gallery_embeddings: Tensor | None,
         gallery_labels: Tensor | np.ndarray | None,
+        distractors: Tensor | None,
     ) -> None:
         if (gallery_embeddings is None) != (gallery_labels is None):
             raise ValueError("Only one of gallery_embeddings and gallery_labels is given; give both or neither.")
+        if gallery_embeddings is not None and distractors is not None:
+            raise ValueError("A gallery and distractors are given; lay the distractors into the gallery.")
         self.embeddings, self.labels = embeddings, _integers("labels", labels, embeddings)
         self.itself: Tensor | None = None
         if gallery_embeddings is None or gallery_labels is None:
             self.gallery, self.gallery_labels = self.embeddings, self.labels
             self.itself = torch.arange(len(embeddings), device=embeddings.device)
+            if distractors is not None and len(distractors):
+                of_no_query = self.labels.new_full((len(distractors),), int(self.labels.max()) + 1)
+                self.gallery = torch.cat([self.embeddings, distractors.to(embeddings)])
+                self.gallery_labels = torch.cat([self.labels, of_no_query])
         else:
             self.gallery = gallery_embeddings
             self.gallery_labels = _integers("gallery_labels", gallery_labels, gallery_embeddings)

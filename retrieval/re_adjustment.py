@@ -53,7 +53,7 @@ class Grouping:
     """A way to group images and dimensions, applied: what `choose_adjustment` compares.
 
     Attributes:
-        assigned: (v,) cluster of each validation row.
+        assigned: (v,) cluster of each row that is measured.
         centres: (k, d) from weighted training rows.
         weights: (d,) of the dimensions.
         gamma: what the weights were made with; 0 for weights of 1.
@@ -81,7 +81,7 @@ def weighted_groupings(
     Args:
         batches: gives the training rows (b, d) with their clusters (b,), anew at each call.
         clusters: their number.
-        assigned: (v,) clusters of the validation rows.
+        assigned: (v,) clusters of the rows that are measured.
         ratios: (d,) of the dimensions, from `fisher_ratios`.
         gammas: powers of the ratios.
     """
@@ -128,7 +128,7 @@ def choose_adjustment(
     Leaving the features as they are, and plain k-means, are controls: where either beats co-clustering it is used.
 
     Args:
-        rows: (v, d) features of the validation images.
+        rows: (v, d) features of the images that are measured: of validation, with others to search among.
         groupings: by way, one for each gamma; their order decides between equals.
         recall_at_1: of (v, d) adjusted rows.
         strengths: tried beside 0.

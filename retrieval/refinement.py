@@ -115,8 +115,8 @@ def choose_refinement(
     Args:
         embeddings: (n, d) of the training images.
         labels: (n,) int64 in 0..c-1, theirs.
-        held_out: (v, d) of the validation images.
-        recall_at_1: of (v, any) refined validation embeddings.
+        held_out: (v, d) of what `recall_at_1` measures: of the validation images, with others to search among.
+        recall_at_1: of (v, any), the same refined.
         strengths: tried, ascending.
         forced: leave none out of the choice.
 

@@ -32,6 +32,7 @@ from retrieval.re_adjustment import (
 )
 from retrieval.splits import UNMEASURABLE, can_measure
 from retrieval.tracking import step_run
+from retrieval.validation import distractors, searched_among
 
 LIGHT = 0.1  # strength without labels: from 0.05 to 0.2 R@1 gained where it was measured, from 0.3 on it fell
 MOST_ROWS_SHOWN = 4_096  # in the picture, and to the k-means of dimensions
@@ -66,6 +67,8 @@ def co_cluster(params: Params, dataset: InputPath, features: InputPath, clusters
         groupings = {way: group(params, data, values, assigned[way], blocks[way]) for way in assigned}
         adjustment = choose(params, data, values, groupings)
         print(f"co_cluster: {adjustment.why}.", flush=True)
+        if adjustment.measured:
+            print(f"co_cluster: the validation images were searched among {searched_among(data)}.", flush=True)
 
         described = describe(fitted, adjustment, seconds)
         if adjustment.by != NONE:
@@ -125,31 +128,36 @@ def group(
     ratios = np.ones(len(blocks))
     if weighted:
         ratios = fisher_ratios(batches(data.labels), blocks, int(data.labels.max()) + 1)
-    held_out = assigned[data.rows("validation")]
+    held_out = assigned[judged_by(data)]
     return weighted_groupings(lambda: batches(assigned), clusters, held_out, ratios, GAMMAS if weighted else (0.0,))
 
 
 def choose(params: Params, data: Dataset, values: np.ndarray, groupings: Groupings) -> Adjustment:
-    """Way, weighting and strength: given, or those of most R@1 among the validation images.
+    """Way, weighting and strength: given, or those of most R@1 of the validation images.
 
     Without labels there is nothing to choose by: co-clustering draws lightly.
     """
     if params.labels == "none":
         return unmeasured(params, LIGHT, "labels=none, nothing to choose by")
-    rows = data.rows("validation")
-    labels = data.labels[rows]
+    labels = data.labels[data.rows("validation")]
     if not can_measure(labels):
         return unmeasured(params, 0.0, f"nothing to choose by, for {UNMEASURABLE}")
-    held_out = np.concatenate(list(batches_of(values, rows)))
+    held_out = np.concatenate(list(batches_of(values, judged_by(data))))
 
     def measure(adjusted_rows: np.ndarray) -> float:
-        return recall_at_1(torch.from_numpy(adjusted_rows), torch.from_numpy(labels))
+        queries, others = torch.from_numpy(adjusted_rows).split([len(labels), len(adjusted_rows) - len(labels)])
+        return recall_at_1(queries, torch.from_numpy(labels), distractors=others)
 
     if params.shrinkage == "auto":
         return choose_adjustment(held_out, groupings, measure)
     strength = float(params.shrinkage)
     measured = choose_adjustment(held_out, groupings, measure, (strength,)).measured
     return Adjustment(CO_CLUSTERING if strength else NONE, 0.0, strength, measured, f"strength {strength:g} was given")
+
+
+def judged_by(data: Dataset) -> np.ndarray:
+    """Rows of the images that R@1 on validation is measured with: the queries, then the distractors."""
+    return np.concatenate([data.rows("validation"), distractors(data)])
 
 
 def unmeasured(params: Params, strength: float, why: str) -> Adjustment:

@@ -56,6 +56,7 @@ def finetune_softmax(
     with open_checkpoints(params, made_from, __file__) as checkpoints, step_run("finetune_softmax", params) as run:
         run.set_tags({"rankone.device": describe(device)})
         judge = Judge(data, torch.from_numpy(labels), params.refine, device)
+        distributed.say(f"finetune_softmax: the validation images, which decide, are searched among {judge.among}.")
         embedded = judge.embed(network, "before")
         layer = CosineLayer(class_centres(embedded.train, judge.labels), label_smoothing=params.label_smoothing)
         before = judge.candidate("before", copy.deepcopy(network), embedded)
@@ -76,7 +77,7 @@ def finetune_softmax(
         tuned = decided["softmax"] == "fine-tuned"  # else loss and accuracy are of a model that was left
         trained = {"epochs": params.softmax_epochs, **learned} if tuned else {"epochs": 0}
         described = {**trained, "dimension": chosen.model.dimension, **numbers}
-        known = {"resize": data.resize, "labels": params.labels}
+        known = {"resize": data.resize, "labels": params.labels, "validation_searched_among": judge.among}
         save_model(tuned_model, chosen.model.cpu(), made_from, described | decided | known)
     return {"tuned_model": described}
 
@@ -183,7 +184,7 @@ def what_it_did(before: Candidate, after: Candidate, chosen: Candidate) -> str:
     verdict = "raised" if after.recall_at_1 > before.recall_at_1 else "did not raise"
     goes_on = "fine-tuned model" if chosen is after else "model as it came"
     return (
-        f"the softmax layer {verdict} R@1 among the validation images: {before.recall_at_1:.1%} before, "
+        f"the softmax layer {verdict} R@1 of the validation images: {before.recall_at_1:.1%} before, "
         f"{after.recall_at_1:.1%} after; the {goes_on} goes on."
     )
 

@@ -118,6 +118,25 @@ def test_test_images_have_no_say_in_the_choice(tmp_path: Path) -> None:
     }
 
 
+def test_unseen_validation_classes_are_searched_among_as_many_as_are_tested(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = np.arange(IMAGES) % 8
+    split = np.where(labels < 3, "train", np.where(labels < 5, "validation", "test"))
+    data, features = write_dataset(tmp_path / "dataset", labels, split), features_of(labels)
+    metadata, _ = run(tmp_path / "run", features, data, co_clusters=4)
+    first = data.rows("train")[data.labels[data.rows("train")] == 0]
+    rows = np.concatenate([data.rows("validation"), first])
+    similarity = normalised(features[rows]) @ normalised(features[rows]).T
+    np.fill_diagonal(similarity, -1)
+    queries = labels[data.rows("validation")]
+    right = labels[rows][similarity[: len(queries)].argmax(1)] == queries
+    assert metadata["validation_recall_at_1_none"] == pytest.approx(right.mean())
+    assert (
+        "searched among themselves and 20 training images of 1 other class(es); 3 are tested" in capsys.readouterr().out
+    )
+
+
 def test_a_given_strength_is_taken_and_zero_leaves_the_features(tmp_path: Path) -> None:
     data, features = write_dataset(tmp_path / "dataset"), features_of()
     metadata, _ = run(tmp_path / "given", features, data, shrinkage="0.2")

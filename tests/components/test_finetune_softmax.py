@@ -236,9 +236,9 @@ def of(name: str, recall: float | None) -> Candidate:
 @pytest.mark.parametrize(
     ("before", "after", "goes_on", "said"),
     [
-        (0.9, 0.9, "before", "did not raise R@1 among the validation images: 90.0% before, 90.0% after; the model as"),
+        (0.9, 0.9, "before", "did not raise R@1 of the validation images: 90.0% before, 90.0% after; the model as"),
         (0.9, 0.8, "before", "did not raise"),
-        (0.9, 0.91, "after", "raised R@1 among the validation images: 90.0% before, 91.0% after; the fine-tuned"),
+        (0.9, 0.91, "after", "raised R@1 of the validation images: 90.0% before, 91.0% after; the fine-tuned"),
         (None, None, "after", "cannot be measured"),
     ],
 )

@@ -157,6 +157,26 @@ def test_classes_never_trained_on_have_no_training_gallery(tmp_path: Path, vecto
     assert [rows.tolist() for rows in asked] == [data.rows("test").tolist()]
 
 
+@pytest.mark.parametrize("alike", [False, True])
+def test_the_threshold_of_unseen_classes_is_sought_among_as_many_as_are_tested(tmp_path: Path, alike: bool) -> None:
+    labels = np.arange(200) // 20
+    splits = ["train"] * 100 + ["validation"] * 40 + ["test"] * 60
+    data = dataset_of(tmp_path / "data", splits, labels)
+    places = np.where(labels == 5, 0, labels) if alike else labels  # class 5 validates and lies where class 0 lies
+    noise = torch.randn(200, 10, generator=torch.Generator().manual_seed(0))
+    vectors = torch.nn.functional.one_hot(torch.from_numpy(places), 10) + 0.05 * noise
+    found = judge({"model": lambda rows: vectors[rows]}, data, "m" * 64, OPTIONS)[0].threshold
+    assert found.distractors == 20, "a class of the training images beside two, as three are tested"
+    assert found.validation_queries == 40
+    similarity = torch.nn.functional.normalize(vectors) @ torch.nn.functional.normalize(vectors).T
+    similarity.fill_diagonal_(-1)
+    gallery = np.r_[100:140, 0:20]
+    nearest = gallery[similarity[100:140][:, gallery].argmax(1)]
+    right = float(np.mean(labels[nearest] == labels[100:140]))
+    assert found.validation_curve[0].precision == pytest.approx(right)
+    assert (right < 0.9) == alike
+
+
 @pytest.mark.parametrize("labels", [[0, 0, 0, 1], [0, 0, 1, 1]])
 def test_test_images_of_one_class_or_without_a_pair_are_refused(
     tmp_path: Path, labels: list[int], vectors: Tensor

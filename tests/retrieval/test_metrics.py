@@ -79,6 +79,25 @@ def test_measures_against_a_gallery_agree_with_the_loop(rows, others, classes, w
     assert recall_at_1(*given) == pytest.approx(found.recall_at_1)
 
 
+@settings(deadline=None, max_examples=30)
+@given(st.integers(2, 30), st.integers(0, 20), st.integers(1, 6), st.booleans(), st.integers(0, 99))
+def test_measures_among_distractors_agree_with_the_loop(rows, others, classes, whole, seed):
+    embeddings, labels = batch(rows, classes, seed, whole)
+    distractors = batch(others + 2, classes, seed + 100, whole)[0][:others]
+    of_no_query = torch.arange(100, 100 + others)  # each a class of its own: asks nothing
+    expected = by_loop(torch.cat([embeddings, distractors]), torch.cat([labels, of_no_query]))
+    expected["queries_without_positive"] -= others
+    found = retrieval_metrics(embeddings, labels, distractors=distractors)
+    assert found.numbers() == pytest.approx(expected)
+    assert recall_at_1(embeddings, labels, distractors=distractors) == pytest.approx(found.recall_at_1)
+
+
+def test_distractors_of_a_gallery_are_refused():
+    embeddings, labels = batch(6, 2, seed=0)
+    with pytest.raises(ValueError, match="lay the distractors into the gallery"):
+        recall_at_1(embeddings, labels, embeddings, labels, distractors=embeddings)
+
+
 @pytest.mark.parametrize("with_gallery", [False, True])
 def test_measures_agree_with_pytorch_metric_learning(with_gallery):
     embeddings, labels = batch(200, 8, seed=1)
