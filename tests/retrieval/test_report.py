@@ -290,6 +290,16 @@ def test_the_trials_of_the_threshold_and_the_verdict_are_shown(
     assert f"trials that reach the level {percent(threshold.trials.reached)}" in page.text
 
 
+@pytest.mark.parametrize("distractors", [0, 2_059])
+def test_what_the_validation_queries_were_searched_among_is_told(
+    data: Dataset, evaluation: tuple[Evaluation, pa.Table], distractors: int
+) -> None:
+    numbers, queries = evaluation
+    reached = replace(numbers.threshold, value=0.5, distractors=distractors)
+    html = render_report(replace(numbers, threshold=reached), queries, data, artifacts_of(data), gallery_queries=0)
+    assert ("searched among 2,059 training images too" in Page(html).text) == bool(distractors)
+
+
 def test_mistaken_classes_come_with_a_picture_of_the_first(
     data: Dataset, evaluation: tuple[Evaluation, pa.Table]
 ) -> None:
