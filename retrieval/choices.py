@@ -97,13 +97,13 @@ def choose_loss(facts: ClassFacts, asked: str = "auto") -> Choice:
     From it on softmax_triplet: every image is compared with all classes at once, and semi-hard triplets add what is
     hard inside the batch.
 
-    Fitted on five sets with a small budget (docs/choices.md). Omniglot (12 images a class) decides for pairs: R@1 58.3
-    against 33.5 of softmax_triplet. On digits (108), Tiny-ImageNet (30) and the superclasses of CIFAR-100 (150) the
-    choice is the best of the menu or within one point; on CIFAR-100 with more training too, 0.6 points behind
-    softmax_multi_similarity, and 1.4 with less; in the pipeline the latter ends 0.8 points behind on the mean of three
-    short runs. Seen as well: the gap does not order these sets (CIFAR-100 0.61, its superclasses 0.64, digits 1.32) and
-    depends on the teacher; so it is reported, and does not decide. In these five, sets of few images a class have many
-    classes: which of the two matters cannot be told.
+    Fitted on five sets with a small budget (docs/choices.md). Omniglot (12 images a class) decides for pairs: R@1 59.9
+    against 34.6 of softmax_triplet. On digits (108), Tiny-ImageNet (30), CIFAR-100 (60) and its superclasses (150) the
+    choice is the best of the menu or within one point; on CIFAR-100 and Tiny-ImageNet softmax_multi_similarity is 0.8
+    points ahead, and in the pipeline 0.8 behind on the mean of three short runs. Seen as well: the gap does not order
+    these sets (CIFAR-100 0.61, its superclasses 0.64, digits 1.32) and depends on the teacher; so it is reported, and
+    does not decide. In these five, sets of few images a class have many classes: which of the two matters cannot be
+    told.
 
     Args:
         facts: of the training images.
