@@ -10,12 +10,11 @@ from torch import Tensor
 from retrieval.dataset import Dataset
 from retrieval.features import embed, load_features
 from retrieval.joining import SHARES, join
-from retrieval.metrics import recall_at_1
 from retrieval.model_folder import read_model_manifest
 from retrieval.models import EmbeddingModel, load_model
 from retrieval.refinement import STRENGTHS, Refinement, choose_refinement, learn_refinement
 from retrieval.splits import UNMEASURABLE, can_measure
-from retrieval.validation import distractors, searched_among
+from retrieval.validation import distractors, recall_of, searched_among
 
 
 @dataclass(frozen=True)
@@ -94,18 +93,16 @@ class Judge:
         """
         none, every = ((), False), (STRENGTHS, False)
         strengths, forced = {"auto": every, "none": none}.get(self.refine) or ((float(self.refine),), True)
-        held_out = self.data.labels[self.data.rows("validation")]
-        if not can_measure(held_out):
+        if not can_measure(self.data.labels[self.data.rows("validation")]):
             refinement = learn_refinement(embedded.train, self.labels, *strengths) if forced else None
             why = f"refinement {self.refine if forced else 'none'}: {UNMEASURABLE}"
             return Candidate(name, network, embedded, with_refinement(network, refinement), None, None, why)
-        labels, queries = torch.from_numpy(held_out), len(held_out)
         distracting = np.isin(self.data.rows("train"), distractors(self.data))
         choice = choose_refinement(
             embedded.train,
             self.labels,
             torch.cat([embedded.held_out, embedded.train[distracting]]),
-            lambda refined: recall_at_1(refined[:queries], labels, distractors=refined[queries:]),
+            lambda refined: recall_of(refined, self.data),
             strengths,
             forced,
         )

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from retrieval.dataset import Dataset
 from retrieval.features import embed
@@ -11,21 +12,49 @@ from retrieval.splits import can_measure
 
 
 def validation_recall_at_1(
-    model: EmbeddingModel, dataset: Dataset, device: torch.device, batch_size: int = 256, name: str = "validate"
+    model: EmbeddingModel,
+    dataset: Dataset,
+    device: torch.device,
+    batch_size: int = 256,
+    name: str = "validate",
+    labelled: bool = True,
 ) -> float | None:
-    """R@1 of the validation images among themselves; None where it cannot be measured: see splits.can_measure.
+    """R@1 of the validation images; None where it cannot be measured: see splits.can_measure.
 
     The model is left on the device, in evaluation mode.
+
+    Args:
+        model: to measure.
+        dataset: the images.
+        device: where to embed.
+        batch_size: images at a time.
+        name: of the progress.
+        labelled: whether training images have classes, see `rows_to_judge`.
     """
-    rows = dataset.rows("validation")
-    labels = dataset.labels[rows]
-    if not can_measure(labels):
+    if not can_measure(dataset.labels[dataset.rows("validation")]):
         return None
-    return recall_at_1(embed(model, dataset, rows, device, batch_size, name), torch.from_numpy(labels))
+    return recall_of(embed(model, dataset, rows_to_judge(dataset, labelled), device, batch_size, name), dataset)
+
+
+def rows_to_judge(dataset: Dataset, labelled: bool = True) -> np.ndarray:
+    """Rows of the images that R@1 on validation is measured with: the queries, then the distractors, (m,) int64.
+
+    Args:
+        dataset: the images.
+        labelled: False where the classes of training images may not be looked at; there are no distractors then.
+    """
+    queries = dataset.rows("validation")
+    return np.concatenate([queries, distractors(dataset)]) if labelled else queries
+
+
+def recall_of(vectors: Tensor, dataset: Dataset) -> float:
+    """R@1 of the validation images by vectors of `rows_to_judge`: (m, d) float, any scale."""
+    labels = torch.from_numpy(dataset.labels[dataset.rows("validation")])
+    return recall_at_1(vectors[: len(labels)], labels, distractors=vectors[len(labels) :])
 
 
 def distractors(dataset: Dataset) -> np.ndarray:
-    """Rows of training images that validation images are searched among too, where something is chosen: (m,) int64.
+    """Rows of training images that validation images are searched among too: (m,) int64.
 
     Held-out classes are few, and among few classes nearly every answer is right, whatever the model. So where their
     classes are not trained on, as many classes are searched as are tested: the training images of evenly spaced classes
@@ -41,9 +70,9 @@ def distractors(dataset: Dataset) -> np.ndarray:
     return train[np.isin(labels[train], spaced)]
 
 
-def searched_among(dataset: Dataset) -> str:
-    """What the validation images are searched among where something is chosen, in words."""
-    rows = distractors(dataset)
+def searched_among(dataset: Dataset, labelled: bool = True) -> str:
+    """What the validation images are searched among, in words."""
+    rows = rows_to_judge(dataset, labelled)[len(dataset.rows("validation")) :]
     if not len(rows):
         return "themselves"
     classes, tested = (len(np.unique(dataset.labels[some])) for some in (rows, dataset.rows("test")))

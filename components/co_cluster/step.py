@@ -19,7 +19,6 @@ from retrieval.dataset import Dataset
 from retrieval.feature_blocks import fisher_ratios, k_means_blocks
 from retrieval.features import load_features
 from retrieval.k_means import KMeans, normalised, spherical_k_means
-from retrieval.metrics import recall_at_1
 from retrieval.re_adjustment import (
     CO_CLUSTERING,
     GAMMAS,
@@ -32,7 +31,7 @@ from retrieval.re_adjustment import (
 )
 from retrieval.splits import UNMEASURABLE, can_measure
 from retrieval.tracking import step_run
-from retrieval.validation import distractors, searched_among
+from retrieval.validation import recall_of, rows_to_judge, searched_among
 
 LIGHT = 0.1  # strength without labels: from 0.05 to 0.2 R@1 gained where it was measured, from 0.3 on it fell
 MOST_ROWS_SHOWN = 4_096  # in the picture, and to the k-means of dimensions
@@ -128,7 +127,7 @@ def group(
     ratios = np.ones(len(blocks))
     if weighted:
         ratios = fisher_ratios(batches(data.labels), blocks, int(data.labels.max()) + 1)
-    held_out = assigned[judged_by(data)]
+    held_out = assigned[rows_to_judge(data, params.labels == "given")]
     return weighted_groupings(lambda: batches(assigned), clusters, held_out, ratios, GAMMAS if weighted else (0.0,))
 
 
@@ -139,25 +138,18 @@ def choose(params: Params, data: Dataset, values: np.ndarray, groupings: Groupin
     """
     if params.labels == "none":
         return unmeasured(params, LIGHT, "labels=none, nothing to choose by")
-    labels = data.labels[data.rows("validation")]
-    if not can_measure(labels):
+    if not can_measure(data.labels[data.rows("validation")]):
         return unmeasured(params, 0.0, f"nothing to choose by, for {UNMEASURABLE}")
-    held_out = np.concatenate(list(batches_of(values, judged_by(data))))
+    held_out = np.concatenate(list(batches_of(values, rows_to_judge(data))))
 
     def measure(adjusted_rows: np.ndarray) -> float:
-        queries, others = torch.from_numpy(adjusted_rows).split([len(labels), len(adjusted_rows) - len(labels)])
-        return recall_at_1(queries, torch.from_numpy(labels), distractors=others)
+        return recall_of(torch.from_numpy(adjusted_rows), data)
 
     if params.shrinkage == "auto":
         return choose_adjustment(held_out, groupings, measure)
     strength = float(params.shrinkage)
     measured = choose_adjustment(held_out, groupings, measure, (strength,)).measured
     return Adjustment(CO_CLUSTERING if strength else NONE, 0.0, strength, measured, f"strength {strength:g} was given")
-
-
-def judged_by(data: Dataset) -> np.ndarray:
-    """Rows of the images that R@1 on validation is measured with: the queries, then the distractors."""
-    return np.concatenate([data.rows("validation"), distractors(data)])
 
 
 def unmeasured(params: Params, strength: float, why: str) -> Adjustment:

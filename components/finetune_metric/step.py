@@ -30,7 +30,7 @@ from retrieval.self_labelling import merge_small, self_train
 from retrieval.splits import UNMEASURABLE
 from retrieval.tracking import StepRun, step_run
 from retrieval.training import ByLabel, History, Schedule, fit
-from retrieval.validation import validation_recall_at_1
+from retrieval.validation import searched_among, validation_recall_at_1
 
 SEEDS_OF_A_ROUND = 1_000_000  # so far apart are the seeds of the rounds of labels=none
 
@@ -76,7 +76,8 @@ def finetune_metric(params: Params, dataset: InputPath, clusters: InputPath, mod
         rounds = train_rounds(training, data, rows, targets, labels)
         if not distributed.is_first():
             return {}
-        recall = validation_recall_at_1(network, data, device, name="finetune_metric: validate")
+        labelled = params.labels == "given"
+        recall = validation_recall_at_1(network, data, device, name="finetune_metric: validate", labelled=labelled)
         phases = [adjusting, *rounds]
         seconds, seen = sum(phase.seconds for phase in phases), sum(phase.images for phase in phases)
         numbers = {"images_per_second": round(seen / seconds, 1)}
@@ -84,7 +85,8 @@ def finetune_metric(params: Params, dataset: InputPath, clusters: InputPath, mod
         if params.labels == "none":
             numbers |= beside_features(recall, adjusted, data)
         run.log_metrics(numbers)
-        distributed.say(f"finetune_metric: R@1 among the validation images {_percent(recall)}.")
+        found = _percent(recall) + ("" if recall is None else f", searched among {searched_among(data, labelled)}")
+        distributed.say(f"finetune_metric: R@1 of the validation images {found}.")
         described = {
             "network": params.network,
             "dimension": params.dimension,

@@ -21,11 +21,11 @@ from retrieval.devices import describe, pick_device
 from retrieval.features import embed, save_features
 from retrieval.image_batches import ImageBatches
 from retrieval.integration import learn_integration
-from retrieval.metrics import recall_at_1
 from retrieval.models import EmbeddingModel, ModelConfig, build_network, save_model
 from retrieval.splits import UNMEASURABLE, can_measure
 from retrieval.tracking import StepRun, step_run
 from retrieval.training import History, Schedule, fit
+from retrieval.validation import recall_of, rows_to_judge, searched_among
 from retrieval.weights import load_weights
 
 
@@ -53,7 +53,7 @@ def pretrain(params: Params, dataset: InputPath, backbone: OutputPath, features:
         with torch.inference_mode():
             values = model.head(pooled)
         widths = dict(zip(params.backbone_depths, network.backbone.widths, strict=True))
-        numbers = validation_numbers(data, pooled, values, widths)
+        numbers = validation_numbers(data, pooled, values, widths, labelled=params.labels == "given")
         numbers |= {"embedding_images_per_second": round(len(data) / seconds, 1)}
         if history.images:
             numbers |= {"images_per_second": round(history.images_per_second, 1)}
@@ -169,29 +169,32 @@ def integrated(network: EmbeddingModel, pooled: Tensor, params: Params, device: 
     return model.eval()
 
 
-def validation_numbers(data: Dataset, pooled: Tensor, values: Tensor, widths: dict[int, int]) -> dict[str, float]:
-    """R@1 among the validation images: of each depth alone, of the depths laid end to end, and of the integrated ones.
+def validation_numbers(
+    data: Dataset, pooled: Tensor, values: Tensor, widths: dict[int, int], labelled: bool = True
+) -> dict[str, float]:
+    """R@1 of the validation images: of each depth alone, of the depths laid end to end, and of the integrated ones.
 
     Args:
         data: the dataset.
         pooled: (n, D) features of all images, the depths laid end to end.
         values: (n, d) the same, integrated.
         widths: features of each depth, by its number and in the order of `pooled`.
+        labelled: whether training images have classes, see validation.rows_to_judge.
 
     Returns:
         Numbers by name; none where R@1 cannot be measured on validation.
     """
-    rows = data.rows("validation")
-    if not can_measure(data.labels[rows]):
+    if not can_measure(data.labels[data.rows("validation")]):
         distributed.say(f"pretrain: R@1 is not measured: {UNMEASURABLE}.")
         return {}
-    labels = torch.from_numpy(data.labels[rows])
+    rows = rows_to_judge(data, labelled)
     parts = pooled[rows].split(list(widths.values()), dim=1)
-    depths = {depth: recall_at_1(part, labels) for depth, part in zip(widths, parts, strict=True)}
-    together, integrated = recall_at_1(pooled[rows], labels), recall_at_1(values[rows], labels)
+    depths = {depth: recall_of(part, data) for depth, part in zip(widths, parts, strict=True)}
+    together, integrated = recall_of(pooled[rows], data), recall_of(values[rows], data)
     alone = ", ".join(f"depth {depth} alone {recall:.1%}" for depth, recall in depths.items())
     distributed.say(
-        f"pretrain: R@1 on validation: {alone}; laid end to end {together:.1%}; integrated {integrated:.1%}."
+        f"pretrain: R@1 on validation: {alone}; laid end to end {together:.1%}; integrated {integrated:.1%}; searched "
+        f"among {searched_among(data, labelled)}."
     )
     return {
         "validation_recall_at_1": integrated,

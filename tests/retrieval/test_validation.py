@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 from retrieval.candidates import Embedded, Judge
 from retrieval.dataset import INDEX_SCHEMA, Dataset, save_dataset
 from retrieval.models import ModelConfig, build_network
-from retrieval.validation import distractors, searched_among
+from retrieval.validation import distractors, recall_of, rows_to_judge, searched_among, validation_recall_at_1
 
 
 def dataset_of(folder: Path, split_of: dict[str, list[int]], images: int = 3) -> Dataset:
@@ -22,7 +22,23 @@ def dataset_of(folder: Path, split_of: dict[str, list[int]], images: int = 3) ->
     ids = np.arange(count).astype(str)
     values = [range(count), labels, [names[label] for label in labels], splits, ids, ["0"] * count, *[[8] * count] * 2]
     index = pa.table([pa.array(value) for value in values], names=INDEX_SCHEMA.names)
-    return save_dataset(folder, [np.zeros((count, 8, 8, 3), np.uint8)], index, names, {})
+    pixels = np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, 8, 8, 3))
+    return save_dataset(folder, [pixels], index, names, {})
+
+
+class Lookup(torch.nn.Module):
+    """Embeds an image, whose first pixel says its row, near the axis of its class; one class lies near another."""
+
+    dimension = 8
+
+    def __init__(self, data: Dataset, alike: tuple[int, int]) -> None:
+        super().__init__()
+        of_class = np.where(data.labels == alike[0], alike[1], data.labels)
+        noise = torch.randn(len(data), 8, generator=torch.Generator().manual_seed(0))
+        self.places = torch.eye(8)[torch.from_numpy(of_class)] + 0.05 * noise
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.places[(images[:, 0, 0, 0] * 255).round().long()]
 
 
 @pytest.mark.parametrize(
@@ -51,7 +67,17 @@ def test_it_is_said_in_words(tmp_path: Path) -> None:
     unseen = dataset_of(tmp_path / "unseen", {"train": [0, 1, 2], "validation": [3, 4], "test": [5, 6, 7, 8]})
     assert searched_among(unseen) == "themselves and 6 training images of 2 other class(es); 4 are tested"
     closed = dataset_of(tmp_path / "closed", {"train": [0, 1], "validation": [0, 1], "test": [0, 1]})
-    assert searched_among(closed) == "themselves"
+    assert searched_among(closed) == searched_among(unseen, labelled=False) == "themselves"
+
+
+def test_a_network_is_measured_among_the_distractors_but_not_without_labels(tmp_path: Path) -> None:
+    data = dataset_of(tmp_path, {"train": [0, 1, 2], "validation": [3, 4], "test": [5, 6, 7]}, images=6)
+    network = Lookup(data, alike=(3, 0))
+    rows = rows_to_judge(data)
+    assert rows.tolist() == [*data.rows("validation"), *distractors(data)]
+    found = validation_recall_at_1(network, data, torch.device("cpu"))
+    assert found == recall_of(network.places[rows], data) < 1
+    assert validation_recall_at_1(network, data, torch.device("cpu"), labelled=False) == 1
 
 
 @pytest.mark.parametrize("tested", [[5, 6], [5, 6, 7, 8]])
