@@ -16,7 +16,8 @@ from retrieval.confidence import wilson_lower_bound
 
 FORMAT_VERSION = 1
 MOST_IMAGES = 10_000  # of a reference: 10 MB of 512 numbers an image, and 10 images for each of a thousand classes
-USUAL = 0.05  # share of the reference that counts as far where a model has no threshold
+USUAL = 0.05  # share of the reference that counts as far where the model's threshold does not say it
+MOST_FAR = 0.5  # share of the reference that a threshold may call far: one that calls nearly all so hides what moves
 LEAST_OF_A_CLASS = 5  # images, in the reference and among the new ones, to speak of a class
 MOST_OF_A_CLASS = 500  # images on each side: more would only cost
 PERMUTATIONS = 1_999  # so that a single class among a hundred can stand out
@@ -79,7 +80,8 @@ class Drift:
 
     Attributes:
         far_below: the similarity below which a nearest image is far.
-        from_threshold: whether that is the model's own threshold; else 5 % of the reference lie below it.
+        from_threshold: whether that is the model's own threshold, which half of the reference reach or more; else 5 %
+            of the reference lie below it.
         seen: of the new images whose class is in the reference.
         unseen: of those whose class the champion has never had.
         usual: of the reference images, each among the others: what is to be expected of images that have not drifted.
@@ -217,8 +219,9 @@ def drift(
     usual = nearest(before, before, 1, torch.arange(len(before)))[0][:, 0].numpy()
     found = np.full(len(names), np.nan, np.float32)
     found[compared] = nearest(now[torch.from_numpy(compared)], before, 1)[0][:, 0].numpy()
-    own = reference.threshold is not None
-    far_below = reference.threshold if reference.threshold is not None else float(np.quantile(usual, USUAL))
+    far_below, own = float(np.quantile(usual, USUAL)), False
+    if reference.threshold is not None and np.mean(usual < reference.threshold) <= MOST_FAR:
+        far_below, own = reference.threshold, True
     unseen, counts = np.unique(names[is_unseen], return_counts=True)
     return Drift(
         far_below=far_below,

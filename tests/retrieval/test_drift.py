@@ -1,6 +1,7 @@
 """Drift: none where images are alike, found where they are not; the reference is read as it was written."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,7 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_shares_and_similarities_are_those_of_a_loop() -> None:
-    known = reference(images=60)
+    known, far = reference(threshold=0.6, images=60), 0.6
     values, names = drawn(40, seed=2)
     names[:10], names[10:15] = "new", "trained on"
     found = drift(known, values, names, known={"trained on", "class 1"})
@@ -66,9 +67,9 @@ def test_shares_and_similarities_are_those_of_a_loop() -> None:
     ]
     np.testing.assert_allclose(found.similarities, sorted(best[:10] + best[15:]), atol=1e-6)
     np.testing.assert_allclose(found.usual_similarities, sorted(own), atol=1e-6)
-    assert found.unseen == Share(10, sum(value < 0.7 for value in best[:10]))
-    assert found.seen == Share(25, sum(value < 0.7 for value in best[15:]))
-    assert found.usual == Share(60, sum(value < 0.7 for value in own))
+    assert found.unseen == Share(10, sum(value < far for value in best[:10]))
+    assert found.seen == Share(25, sum(value < far for value in best[15:]))
+    assert found.usual == Share(60, sum(value < far for value in own))
     assert found.excess == pytest.approx(found.seen.far / 25 - found.usual.far / 60)
     assert (found.images, found.left_out, found.from_threshold) == (35, 5, True)
     assert found.unseen_classes == {"new": 10}
@@ -203,10 +204,16 @@ def test_a_class_of_few_images_is_left_out() -> None:
     assert drift(reference(), values, names).shifts == ()
 
 
-def test_without_a_threshold_one_in_twenty_of_the_reference_is_far() -> None:
-    found = drift(reference(threshold=None), *drawn(100, seed=7))
+@pytest.mark.parametrize("threshold", [None, 0.98])
+def test_without_a_threshold_that_half_of_the_reference_reach_one_in_twenty_is_far(threshold: float | None) -> None:
+    known = reference(threshold)
+    found = drift(known, *drawn(100, seed=7))
     assert not found.from_threshold
     assert found.usual.value == pytest.approx(0.05, abs=0.005)
+    moved = drift(known, *drawn(100, seed=7, moved=3.0))
+    assert moved.excess > 0.05, "a threshold that calls nearly all far would hide it"
+    middle = float(np.median(found.usual_similarities))
+    assert drift(replace(known, threshold=middle), *drawn(100, seed=7)).far_below == middle
 
 
 def test_a_reference_is_read_as_it_was_written_but_for_rounding(tmp_path: Path) -> None:
