@@ -97,7 +97,7 @@ class Trial:
         return self.arguments.learning_rate or self.automatic_rate(dimension)
 
     def recall(self, loss: str, rate: float, dimension: int, seed: int) -> float:
-        """Train anew; R@1 of the validation images among themselves, in percent; 0 where the training diverged."""
+        """Train anew; R@1 of the validation images, in percent; 0 where the training diverged."""
         started = time.perf_counter()
         torch.manual_seed(seed)
         mean, std = self.colours

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -206,8 +206,20 @@ def measure_acceptance(embed: Embed, dataset: Dataset, test: RetrievalMetrics, o
         validation.similarity, validation.correct, asked, level, options.trials, seed=options.seed
     )
     if trials.value is None:
-        none = Acceptance(level, False, None, validation.queries, None, 0.0, None, 0.0, curve, test_curve, trials)
-        return replace(none, distractors=len(others))
+        return Acceptance(
+            level,
+            False,
+            None,
+            validation.queries,
+            None,
+            0.0,
+            None,
+            0.0,
+            curve,
+            test_curve,
+            trials,
+            distractors=len(others),
+        )
     there, covered = precision_at(validation.similarity, validation.correct, trials.value)
     precision, coverage = precision_at(test.similarity, test.correct, trials.value)
     accepted = test.similarity >= trials.value

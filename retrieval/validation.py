@@ -59,7 +59,7 @@ def distractors(dataset: Dataset) -> np.ndarray:
     Held-out classes are few, and among few classes nearly every answer is right, whatever the model. So where their
     classes are not trained on, as many classes are searched as are tested: the training images of evenly spaced classes
     fill up. They are no queries, and never a right answer. Where the validation images are of training classes there
-    are none: they are searched among as many classes as it is, and a model has seen the training images themselves.
+    are none: they are of all classes already, and a model has seen the training images themselves.
     """
     labels, train = dataset.labels, dataset.rows("train")
     held_out, trained_on = np.unique(labels[dataset.rows("validation")]), np.unique(labels[train])
