@@ -57,7 +57,9 @@ def pretrain(params: Params, dataset: InputPath, backbone: OutputPath, features:
         numbers |= {"embedding_images_per_second": round(len(data) / seconds, 1)}
         if history.images:
             numbers |= {"images_per_second": round(history.images_per_second, 1)}
-        facts: dict[str, Any] = {"weights_digest": digest, "classes": _classes(data, train), **numbers}
+        facts: dict[str, Any] = {"weights_digest": digest, **numbers}
+        if params.labels == "given":
+            facts["classes"] = _classes(data, train)
         backbone_digest = save_model(backbone, model.cpu(), made_from, facts).digest
         save_features(features, values, data.digest, {"backbone": params.classifier, **numbers}, backbone_digest)
         numbers |= {"feature_dimension": model.dimension}
@@ -209,11 +211,14 @@ def _classes(data: Dataset, train: np.ndarray) -> int:
 
 
 def _what_was_read(data: Dataset, train: np.ndarray, params: Params, device: torch.device) -> str:
-    classes = _classes(data, train)
-    if classes < 2:
-        raise ValueError(
-            f"The training images have {classes} class(es); a classifier needs 2 or more. Check the split."
-        )
+    classes = "unknown"  # without labels one folder may hold all images
+    if params.labels == "given":
+        classes = f"{_classes(data, train):,}"
+        if _classes(data, train) < 2:
+            raise ValueError(
+                f"The training images have {classes} class(es); a classifier needs 2 or more. Check the split, or give "
+                "labels=none to learn from the images alone."
+            )
     return (
         f"pretrain: {len(data):,} images of {data.image_size} px, {len(train):,} of {classes} classes to train on; "
         f"{params.classifier} from {params.weights}; {describe(device)}; seed {params.seed}."

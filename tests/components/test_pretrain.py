@@ -31,8 +31,11 @@ SMALL = {"classifier": "squeezenet1_0", "feature_dimension": 6, "batch_size": 16
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """Three classes that their colour tells apart; 12 images of each to train on, 4 to validate, 4 to test."""
+    return save_images(tmp_path_factory.mktemp("pretrain") / "data", np.arange(60) % 3)
+
+
+def save_images(folder: Path, labels: np.ndarray) -> Dataset:
     generator = np.random.default_rng(0)
-    labels = np.arange(60) % 3
     images = generator.integers(0, 120, (60, 24, 24, 3), dtype=np.uint8)
     images[np.arange(60), :, :, labels] += 120
     count = len(labels)
@@ -46,7 +49,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
         "width": [24] * count,
         "height": [24] * count,
     }
-    folder = tmp_path_factory.mktemp("pretrain") / "data"
     return save_dataset(folder, [images], pa.table(columns), ["class 0", "class 1", "class 2"], {})
 
 
@@ -119,6 +121,22 @@ def test_validation_images_of_one_class_measure_nothing(capsys: pytest.CaptureFi
     data = SimpleNamespace(rows=lambda _: np.arange(3), labels=np.array([1, 1, 1, 0, 2]))
     assert step.validation_numbers(data, torch.eye(5), torch.eye(5), {1: 5}) == {}
     assert "R@1 is not measured: the validation images have no two classes" in capsys.readouterr().out
+
+
+def test_without_labels_one_folder_may_hold_all_training_images_and_their_classes_are_not_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = np.where(np.arange(60) < 36, 0, 1 + np.arange(60) % 2)
+    pile = save_images(tmp_path / "pile", labels)
+    outputs = tmp_path / "backbone", tmp_path / "features"
+    with pytest.raises(ValueError, match=r"training images have 1 class\(es\); .* or give labels=none to learn"):
+        pretrain(Params(**SMALL), pile.folder, *outputs)
+    pretrain(Params(**SMALL, labels="none"), pile.folder, *outputs)
+    said = capsys.readouterr().out
+    assert "36 of unknown classes to train on" in said
+    assert "labels=none: squeezenet1_0 stays as it is" in said
+    assert load_features(tmp_path / "features", pile).values.shape == (60, 6)
+    assert "classes" not in read_model_manifest(tmp_path / "backbone").facts
 
 
 def test_given_weights_are_warmed_up_and_from_scratch_is_not(
