@@ -165,10 +165,10 @@ def refuse_missing_files(values: Mapping[str, Any]) -> None:
     if weights not in WORDS and not weights.startswith("s3://") and not expanded(weights).is_file():
         raise ValueError(f"weights names '{weights}', which is no file here; give none, imagenet, a path or s3://.")
     for folder in filter(None, map(str.strip, str(values.get("further_datasets", "")).split(","))):
-        if not expanded(folder).is_dir():
+        if not folder.startswith("s3://") and not expanded(folder).is_dir():
             raise ValueError(
-                f"further_datasets names '{folder}', which is no folder here; give folders that prepare_data wrote, "
-                "separated by commas."
+                f"further_datasets names '{folder}', which is no folder here; give folders that prepare_data wrote, or "
+                "their addresses (s3://bucket/prefix), separated by commas."
             )
 
 

@@ -15,6 +15,7 @@ from retrieval.embedder import Change, Embedder, changed
 from retrieval.evaluation import FurtherDataset, MissingParts
 from retrieval.metrics import recall_at_1, retrieval_metrics
 from retrieval.neighbours import nearest
+from retrieval.object_store import Address, download, is_address, list_objects
 from retrieval.occlusion import hide
 from retrieval.progress import Progress
 
@@ -74,24 +75,26 @@ def known_images(dataset: Dataset) -> set[str]:
     return set(dataset.index["sha256"].take(dataset.rows("train", "validation")).to_pylist())
 
 
-def open_datasets(folders: str, known: Set[str], resize: str = "crop") -> dict[str, Dataset]:
+def open_datasets(folders: str, known: Set[str], scratch: Path, resize: str = "crop") -> dict[str, Dataset]:
     """The dataset folders of a text, separated by commas, by the text that names each.
 
     Args:
-        folders: the text.
+        folders: the text; a folder of a bucket is s3://bucket/prefix.
         known: sha256 of the images that the model was trained on or chosen by.
+        scratch: an existing folder, for what comes from a bucket; it must stay as long as the datasets are read.
         resize: how the model's images were fitted; theirs must be alike.
 
     Raises:
         ValueError: one is no dataset, is named twice, was fitted in another way, or cannot be measured: its test images
-            (all, where it has none for test) have fewer than two classes of two images that are not known.
+            (all, where it has none for test) have fewer than two classes of two images that are not known. Or the
+            bucket cannot be read.
     """
     found: dict[str, Dataset] = {}
     for name in filter(None, (part.strip() for part in folders.split(","))):
         if name in found:
             raise ValueError(f"further_datasets names '{name}' twice; name every dataset once.")
         try:
-            found[name] = Dataset(Path(name))
+            found[name] = Dataset(_on_this_machine(name, scratch / str(len(found))))
         except ValueError as error:
             raise ValueError(
                 f"further_datasets names '{name}', which cannot be read as a dataset: {error} "
@@ -111,6 +114,25 @@ def open_datasets(folders: str, known: Set[str], resize: str = "crop") -> dict[s
                 f"model's by resize={resize}. Prepare it with resize={resize}."
             )
     return found
+
+
+def _on_this_machine(name: str, scratch: Path) -> Path:
+    """The folder of a name; one of a bucket is fetched to `scratch`, which is made.
+
+    Raises:
+        ValueError: nothing lies at the address, the key of an object leads elsewhere, or the bucket cannot be read.
+    """
+    if not is_address(name):
+        return Path(name)
+    place = Address.parse(name)
+    files = {scratch / listed.path: place / listed.path for listed in list_objects(place)}
+    if not files:
+        raise ValueError(f"there is nothing at {place}/.")
+    for file, address in files.items():
+        if ".." in file.parts or not file.is_relative_to(scratch):
+            raise ValueError(f"{address} cannot be the file of a folder.")
+    download(files, name=f"fetch {name}")
+    return scratch
 
 
 def rows_to_measure(dataset: Dataset, known: Set[str]) -> tuple[np.ndarray, int]:

@@ -15,7 +15,8 @@ class Params:
             interval.
         bootstrap_resamples: how often the classes are drawn again for the interval of R@1.
         occlusion_queries: how many test images are searched with parts of them hidden; 0 for none.
-        further_datasets: folders of other datasets to measure the model on, separated by commas, or empty.
+        further_datasets: folders of other datasets to measure the model on, here or s3://bucket/prefix, separated by
+            commas, or empty.
         further_fingerprint: digest of what these hold, set by `rankone run` so that the step cache sees others.
         registered_model: Name of the model in MLflow's registry; made when missing. Each name has its own champion.
         champion_fingerprint: what the champion is, set by `rankone run` so that the step cache sees a new one.

@@ -1,5 +1,6 @@
 """Measures the test images after every stage, finds the similarity to trust, and writes the report."""
 
+import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -57,9 +58,9 @@ def evaluate(
     The champion is scored on the same test images where that was not done before, so that promote can compare the two
     query by query.
     """
-    with step_run("evaluate", params) as run:
+    with tempfile.TemporaryDirectory() as scratch, step_run("evaluate", params) as run:
         images, device = Dataset(dataset), pick_device(params.device)
-        others = open_datasets(params.further_datasets, known_images(images), images.resize)
+        others = open_datasets(params.further_datasets, known_images(images), Path(scratch), images.resize)
         run.set_tags({"rankone.device": describe(device)})
         print(
             f"evaluate: {len(images.rows('test')):,} test and {len(images.rows('validation')):,} validation images "

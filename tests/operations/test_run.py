@@ -399,7 +399,7 @@ def test_files_that_are_there_and_words_and_addresses_are_not_refused(tmp_path: 
     here = str(tmp_path / "weights.safetensors")
     for weights in ("none", "imagenet", "s3://bucket/key", "weights.safetensors", here):
         refuse_missing_files({"weights": weights, "further_datasets": ""})
-    refuse_missing_files({"further_datasets": f"., {tmp_path}"})
+    refuse_missing_files({"further_datasets": f"., {tmp_path}, s3://bucket/sets/other"})
 
 
 def test_a_file_of_another_content_under_the_same_name_is_another_value(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Hidden parts and other datasets, against plain loops on images that their colours tell apart."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -135,7 +136,7 @@ def test_known_images_are_neither_searched_for_nor_found(
         f"trained on {30 - len(rows)} of its 30 images or chosen by them; they are left out" in capsys.readouterr().out
     )
     with pytest.raises(ValueError, match=r"whose 20 images \(and 40 that the model was .* chosen by\) have fewer than"):
-        open_datasets(str(dataset_of(tmp_path / "alike", ["train"] * 60).folder), known)
+        open_datasets(str(dataset_of(tmp_path / "alike", ["train"] * 60).folder), known, tmp_path)
 
 
 def test_resizing_is_that_of_pillow_and_leaves_the_right_size_alone() -> None:
@@ -157,25 +158,42 @@ def test_pixels_are_at_most_32_a_side(tmp_path: Path) -> None:
 
 def test_datasets_are_opened_by_the_names_given(data: Dataset, tmp_path: Path) -> None:
     second = dataset_of(tmp_path / "second", ["train"] * 9)
-    assert open_datasets("", set()) == {}
-    found = open_datasets(f" {data.folder} ,{second.folder},", set())
+    assert open_datasets("", set(), tmp_path) == {}
+    found = open_datasets(f" {data.folder} ,{second.folder},", set(), tmp_path)
     assert list(found) == [str(data.folder), str(second.folder)]
     assert found[str(second.folder)].digest == second.digest
 
 
+def test_a_dataset_of_a_bucket_is_measured_as_the_folder_that_was_copied_there(
+    data: Dataset, embedder: Embedder, bucket: Any, tmp_path: Path
+) -> None:
+    for file in data.folder.iterdir():
+        bucket.upload_file(str(file), "bucket", f"sets/other/{file.name}")
+    found = open_datasets(f"{data.folder},s3://bucket/sets/other", set(), tmp_path)
+    here, there = (further_dataset(name, other, set(), embedder, 100) for name, other in found.items())
+    assert (here.recall_at_1, here.dataset_digest) == (there.recall_at_1, there.dataset_digest)
+    with pytest.raises(ValueError, match=r"as a dataset: there is nothing at s3://bucket/sets/no/\. Give folders"):
+        open_datasets("s3://bucket/sets/no", set(), tmp_path)
+    bucket.put_object(Bucket="bucket", Key="sets/bad/../../out", Body=b"")
+    bucket.put_object(Bucket="bucket", Key="sets/root//etc/out", Body=b"")
+    for prefix in ("bad", "root"):
+        with pytest.raises(ValueError, match="out cannot be the file of a folder"):
+            open_datasets(f"s3://bucket/sets/{prefix}", set(), tmp_path / "in" / "it")
+
+
 def test_folders_that_cannot_be_measured_are_refused_by_name(data: Dataset, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="twice"):
-        open_datasets(f"{data.folder},{data.folder}", set())
+        open_datasets(f"{data.folder},{data.folder}", set(), tmp_path)
     with pytest.raises(ValueError, match=r"nothing', which cannot be read as a dataset: .*Give folders"):
-        open_datasets(f"{data.folder},{tmp_path / 'nothing'}", set())
+        open_datasets(f"{data.folder},{tmp_path / 'nothing'}", set(), tmp_path)
     lonely = dataset_of(tmp_path / "lonely", ["test"] * 3)
     single = dataset_of(tmp_path / "single", ["test"] * 3, classes=1)
     one_pair = dataset_of(tmp_path / "one pair", ["train"] * 2 + ["test"] * 3, classes=2)  # two classes, one query's
     for other in (lonely, single, one_pair):
         with pytest.raises(ValueError, match=f"{other.folder.name}', whose 3 images"):
-            open_datasets(str(other.folder), set())
+            open_datasets(str(other.folder), set(), tmp_path)
     with pytest.raises(ValueError, match=r"were fitted by resize=crop, and the model's by resize=drawing"):
-        open_datasets(str(data.folder), set(), resize="drawing")
+        open_datasets(str(data.folder), set(), tmp_path, resize="drawing")
 
 
 def test_images_with_another_of_their_class() -> None:
