@@ -20,6 +20,7 @@ from retrieval.dataset import SPLITS, Dataset
 from retrieval.evaluation import ClassRecall, Confusion, Evaluation, MissingParts
 from retrieval.feature_map import FeatureMap
 from retrieval.manifest import Manifest
+from retrieval.splits import UNMEASURABLE
 from retrieval.thresholds import MINIMUM_ANSWERED
 
 TEMPLATE = "report.html"
@@ -29,6 +30,7 @@ LOSSLESS_PIXELS = 48  # up to this size a PNG is small enough
 CLASSES_OPEN, CLASSES_LISTED = 40, 1000
 PAIRS_SHOWN = 12
 LONGEST_TEXT, LONGEST_LIST, MOST_FACTS = 400, 8, 60
+OF_FEATURES = ("pretrain", "co_cluster")  # stages whose vectors are features that a model can be joined with
 WHY = "_why"  # ending of the fact that gives the reason of another one
 
 
@@ -93,14 +95,13 @@ def render_report(
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters["percent"] = percent
+    environment.filters |= {"percent": percent, "asked": asked_for}
     failures, successes = chosen_queries(queries, gallery_queries)
     recalls = listed_classes(evaluation.recall_by_class)
     page = environment.get_template(TEMPLATE).render(
         evaluation=evaluation,
-        without_labels=without_labels(evaluation, artifacts["tuned_model"].facts)
-        if "tuned_model" in artifacts
-        else None,
+        beside_stages=beside_stages(evaluation, artifacts["tuned_model"].facts) if "tuned_model" in artifacts else None,
+        unmeasurable=UNMEASURABLE,
         splits=split_counts(dataset),
         settings=list(readable(dataset.report().get("settings", {"image size": dataset.image_size}))),
         choices=[choice for name, manifest in artifacts.items() for choice in choices_in(name, manifest.facts)],
@@ -127,6 +128,40 @@ def render_report(
         classes_left_out=len(evaluation.recall_by_class) - len(recalls),
     )
     return page.strip() + "\n"
+
+
+def asked_for(share: float) -> str:
+    """A share that someone asked for, as they did: 0.975 is "97.5 %", where `percent` would round it."""
+    return f"{100 * share:g} %"
+
+
+def beside_stages(evaluation: Evaluation, facts: Mapping[str, Any]) -> str | None:
+    """How the model compares with what it learned from, where that must be said: see the two functions below."""
+    return without_labels(evaluation, facts) or stage_ahead(evaluation, facts)
+
+
+def stage_ahead(evaluation: Evaluation, facts: Mapping[str, Any]) -> str | None:
+    """Which earlier stage is clearly ahead of the model, in words, and what to do where its features are.
+
+    Args:
+        evaluation: whose last stage is the model.
+        facts: of the model's manifest.
+    """
+    if (ahead := evaluation.ahead) is None:
+        return None
+    said = (
+        f"What {ahead.name} made is clearly ahead of the model: {percent(ahead.recall_at_1)} against "
+        f"{percent(evaluation.recall_at_1)}."
+    )
+    if ahead.name not in OF_FEATURES:
+        return said
+    joined = facts.get("joined", "none")
+    if joined != "none":
+        return f"{said} Already it carries the features of pretrain with join={joined:g}."
+    return (
+        f"{said} -p join=auto lets the model carry the features of pretrain where they raise R@1, at the speed of both "
+        "networks."
+    )
 
 
 def without_labels(evaluation: Evaluation, facts: Mapping[str, Any]) -> str | None:

@@ -4,7 +4,6 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -28,7 +27,7 @@ from retrieval.manifest import Manifest
 from retrieval.measurement import Embed, Judged, Options, judge
 from retrieval.model_folder import read_model_manifest
 from retrieval.pictures import taken, wanted
-from retrieval.report import render_report, without_labels
+from retrieval.report import beside_stages, render_report
 from retrieval.robustness import further_dataset, known_images, missing_parts, open_datasets
 from retrieval.scoring import answers_of, champion_answers
 from retrieval.similarity import feature_learning
@@ -83,7 +82,8 @@ def evaluate(
         computed: dict[str, Embed] = {"pretrain": rows_of(vectors.values), "co_cluster": rows_of(adjusted.targets)}
         options = Options(params.acceptance, params.bootstrap_resamples, params.threshold_trials, params.seed, device)
         judged = judge(computed | models, images, artifacts["tuned_model"].digest, options)
-        say_what_is_ahead(judged.evaluation, artifacts["tuned_model"].facts)
+        if said := beside_stages(judged.evaluation, artifacts["tuned_model"].facts):
+            print(f"evaluate: {said}", flush=True)
         last = models["finetune_softmax"]
         measured = replace(
             in_full(judged, last, images, others, params),
@@ -114,14 +114,6 @@ def evaluate(
         run.log_artifact(report, name="report.html")
         run.log_artifact(evaluation / QUERIES)
     return {"evaluation": metadata, "report": {"recall_at_1": measured.recall_at_1}}
-
-
-def say_what_is_ahead(measured: Evaluation, facts: Mapping[str, Any]) -> None:
-    """Print what of the pretrained features the model lacks: without labels always, else where a stage is ahead."""
-    if said := without_labels(measured, facts):
-        print(f"evaluate: {said}", flush=True)
-    elif ahead := measured.ahead:
-        print(f"evaluate: {ahead.name} is clearly ahead of the model; see join in `rankone parameters`.", flush=True)
 
 
 def in_full(

@@ -13,17 +13,19 @@ from PIL import Image
 
 from retrieval.charts import percent
 from retrieval.dataset import Dataset, save_dataset
-from retrieval.evaluation import Evaluation, FeatureLearning, FurtherDataset, Kept, MissingParts, Speed
+from retrieval.evaluation import Acceptance, Evaluation, FeatureLearning, FurtherDataset, Kept, MissingParts, Speed
 from retrieval.feature_map import FeatureMap
 from retrieval.manifest import Manifest
 from retrieval.measurement import Options, judge
 from retrieval.report import (
     PAIRS_SHOWN,
+    asked_for,
     chosen_queries,
     data_uri,
     mixed,
     readable,
     render_report,
+    stage_ahead,
     swapped,
     without_labels,
 )
@@ -213,6 +215,26 @@ def test_a_stage_that_is_clearly_ahead_of_the_model_is_named(
 
 
 @pytest.mark.parametrize(
+    ("stage", "joined", "said"),
+    [
+        ("co_cluster", "none", "-p join=auto lets the model carry the features of pretrain where they raise R@1"),
+        ("co_cluster", 0.25, "Already it carries the features of pretrain with join=0.25."),
+        ("finetune_metric", "none", "What finetune_metric made is clearly ahead of the model: 70.0 % against 50.0 %."),
+    ],
+)
+def test_to_join_the_features_is_advised_only_where_they_are_ahead_and_not_in_the_model(
+    evaluation: tuple[Evaluation, pa.Table], stage: str, joined: object, said: str
+) -> None:
+    first, last = evaluation[0].stages
+    stages = (replace(first, name=stage, recall_at_1=0.7, recall_at_1_low=0.65), replace(last, recall_at_1=0.5))
+    measured = replace(evaluation[0], recall_at_1=0.5, recall_at_1_high=0.6, stages=stages)
+    found = stage_ahead(measured, {"labels": "given", "joined": joined}) or ""
+    assert found.startswith(f"What {stage} made is clearly ahead of the model")
+    assert said in found
+    assert ("join=auto" in found) == ("join=auto" in said)
+
+
+@pytest.mark.parametrize(
     ("model", "features", "joined", "said"),
     [
         (
@@ -288,6 +310,25 @@ def test_the_trials_of_the_threshold_and_the_verdict_are_shown(
     assert "of 200 trials" in page.text or "median of 200 trials" in page.text
     assert f"90 % on test {threshold.verdict}" in page.text
     assert f"trials that reach the level {percent(threshold.trials.reached)}" in page.text
+
+
+def test_the_level_is_shown_as_it_was_asked_for(data: Dataset, evaluation: tuple[Evaluation, pa.Table]) -> None:
+    numbers, queries = evaluation
+    asked = replace(numbers, threshold=replace(numbers.threshold, value=0.5, level=0.975))
+    page = Page(render_report(asked, queries, data, artifacts_of(data), gallery_queries=0)).text
+    assert "from which at least 97.5 % of the answers are right" in page
+    assert "asked for: 97.5 %" in page
+    assert f"97.5 % on test {numbers.threshold.verdict}" in page
+    assert [asked_for(share) for share in (0.9, 0.57, 0.999, 1)] == ["90 %", "57 %", "99.9 %", "100 %"]
+
+
+def test_validation_images_of_one_class_are_not_called_missing(
+    data: Dataset, evaluation: tuple[Evaluation, pa.Table]
+) -> None:
+    numbers, queries = evaluation
+    unmeasured = replace(numbers, threshold=Acceptance(0.9, False, None, 0, None, 0.0, None, 0.0))
+    page = Page(render_report(unmeasured, queries, data, artifacts_of(data), gallery_queries=0)).text
+    assert "nothing to choose a similarity on, for the validation images have no two classes" in page
 
 
 @pytest.mark.parametrize("distractors", [0, 2_059])
