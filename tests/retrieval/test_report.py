@@ -153,6 +153,7 @@ def test_the_page_says_what_it_must(html: str, evaluation: tuple[Evaluation, pa.
         f"{100 * numbers.recall_at_1:.1f} %",
         f"95 % interval {100 * numbers.recall_at_1_low:.1f} % to {100 * numbers.recall_at_1_high:.1f} %",
         f"{100 * numbers.map_at_r:.1f} %",
+        f"R@1, {numbers.ties} ties decided wrongly {100 * numbers.pessimistic_recall_at_1:.1f} %",
         numbers.protocol,
         "among test images",
         "to the training images",
