@@ -190,10 +190,15 @@ def spectrum(sums: Sums, vectors: int) -> Spectrum:
         vectors: m wanted; there are fewer where the matrix has a lower rank.
 
     Raises:
-        ValueError: the matrix is all zero, or its rows are all alike.
+        ValueError: the matrix is all zero, its rows are all alike, or it has one column.
     """
     if not sums.columns.any():
         raise ValueError(f"All {sums.rows} rows are zero; there is nothing to co-cluster. Check the features.")
+    if len(sums.columns) < 2:
+        raise ValueError(
+            f"All {sums.rows:,} rows have one column, in which they differ by length alone; co-clustering takes two. "
+            "Give a larger feature_dimension, more training images, or nonnegative=split: two columns of a feature."
+        )
     inverse_root = np.divide(1, np.sqrt(sums.columns), out=np.zeros_like(sums.columns), where=sums.columns > 0)
     gram = sums.gram * inverse_root * inverse_root[:, None]
     trivial = np.sqrt(sums.columns / sums.columns.sum())

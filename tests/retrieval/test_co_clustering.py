@@ -410,6 +410,7 @@ def test_features_that_are_all_alike_are_refused() -> None:
         (np.array([[1.0, -1.0]], np.float32), "negative"),
         (np.array([[1.0, np.nan]], np.float32), "non-finite"),
         (np.zeros((3, 2), np.float32), "All 3 rows are zero"),
+        (np.array([[1.0], [2.0]], np.float32), "All 2 rows have one column, .* nonnegative=split"),
     ],
 )
 def test_what_cannot_be_co_clustered_is_refused(matrix: np.ndarray, message: str) -> None:
