@@ -93,12 +93,13 @@ def co_cluster(
 
     added = sums(matrix_of(rows), products)
     found = spectrum(added, min(clusters - 1, MOST_VECTORS) if clusters > 1 else MOST_VECTORS)
+    most = added.rows - added.zero_rows
     if clusters:
         why = "given"
     else:
         values = np.append(found.singular_values, LEAST_RANK) if found.ends else found.singular_values
-        clusters, why = choose_clusters(values, added.rows, classes)
-    if clusters > (most := added.rows - added.zero_rows):
+        clusters, why = choose_clusters(values, most, classes)
+    if clusters > most:
         raise ValueError(
             f"co_clusters is {clusters} and {most:,} training images have features; give at most that, or 0 for as "
             "many as the data show."
@@ -151,7 +152,7 @@ def choose_clusters(singular_values: np.ndarray, rows: int, classes: int) -> tup
 
     Args:
         singular_values: (m,) descending, without the trivial one.
-        rows: images to cluster.
+        rows: images to cluster, those without any feature not counted.
         classes: of these images; 0 where unknown.
 
     Returns:

@@ -387,6 +387,14 @@ def test_the_end_of_the_rank_of_few_images_is_no_end_of_blocks(images: int, clas
     assert "no gap" in choose_clusters(falls_off, rows=31, classes=2)[1]
 
 
+def test_images_without_features_do_not_raise_the_number_of_clusters() -> None:
+    features = np.zeros((60, 8), np.float32)
+    features[[3, 7]] = np.random.default_rng(0).random((2, 8))
+    found = co_cluster(features, np.arange(60), clusters=0, classes=5, seed=0)
+    assert (found.clusters, found.zero_rows) == (2, 58)
+    assert sorted(found.row_clusters[[3, 7]]) == [0, 1]
+
+
 @pytest.mark.parametrize("classes", [0, 5])
 def test_blocks_without_any_noise_are_counted_too(classes: int) -> None:
     """Their spectrum has no value beyond the gap."""
