@@ -25,8 +25,19 @@ class KMeans:
     inertia: float
 
     def assign(self, rows: np.ndarray) -> np.ndarray:
-        """The cluster of each row, (b,) int64: the centre of largest cosine; -1 for a row of zeros."""
-        clusters = np.argmax(np.asarray(rows, np.float32) @ self.centres.T, axis=1)
+        """The cluster of each row, (b,) int64: the centre of largest cosine; -1 for a row of zeros.
+
+        Raises:
+            ValueError: a row holds values that are not finite.
+        """
+        products = np.asarray(rows, np.float32) @ self.centres.T
+        clusters = np.argmax(products, axis=1)  # finds what is not a number before any number
+        broken = ~np.isfinite(products[np.arange(len(products)), clusters])
+        if broken.any():
+            raise ValueError(
+                f"{broken.sum():,} of {len(rows):,} rows hold values that are not finite, the first at place "
+                f"{broken.argmax():,}; they are near no centre. Look at the features, and at what made them."
+            )
         return np.where(np.any(rows, axis=1), clusters, -1).astype(np.int64)
 
 

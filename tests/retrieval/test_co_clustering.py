@@ -395,6 +395,18 @@ def test_images_without_features_do_not_raise_the_number_of_clusters() -> None:
     assert sorted(found.row_clusters[[3, 7]]) == [0, 1]
 
 
+@pytest.mark.parametrize("name", NONNEGATIVE)
+def test_an_image_whose_features_are_not_finite_is_refused_and_not_placed(name: str) -> None:
+    features = np.abs(np.random.default_rng(0).standard_normal((100, 10)).astype(np.float32))
+    fitted = everything(features, 5, nonnegative=name)
+    features[7, 3] = np.nan
+    wanted = "1 of 100 rows hold values that are not finite, the first at place 7"
+    with np.errstate(invalid="ignore"), pytest.raises(ValueError, match=wanted):
+        fitted.cluster_map.assign(features)
+    with pytest.raises(ValueError, match="1 of 100 rows hold values that are not finite"):
+        spherical_k_means(features[20:], 4, seed=0).assign(features)
+
+
 @pytest.mark.parametrize("classes", [0, 5])
 def test_blocks_without_any_noise_are_counted_too(classes: int) -> None:
     """Their spectrum has no value beyond the gap."""
