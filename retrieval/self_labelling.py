@@ -73,8 +73,8 @@ def merge_small(rows: Tensor, clusters: Tensor, least: int = LEAST_IMAGES) -> Te
     large = numbers[counts >= least]
     if len(large) < 2:
         raise ValueError(
-            f"{len(large)} of {len(numbers)} clusters have {least} images or more; to learn from clusters takes 2 "
-            "to tell apart. Choose other co_clusters, or give more images."
+            f"{len(large)} of {len(numbers)} clusters have {least} images or more; to learn from clusters takes 2 to "
+            "tell apart. Choose other co_clusters, or give more images; with labels=given adjust_epochs=0 needs none."
         )
     own = torch.searchsorted(large, clusters.clamp(min=0)).clamp(max=len(large) - 1)
     stays = large[own] == clusters
