@@ -1,5 +1,6 @@
 """What a step decides from the data: pure functions that return what they chose and the sentence that says why."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -34,10 +35,11 @@ class ClassFacts:
         images_per_class_median: of the middle one.
         images_per_class_max: of the largest.
         imbalance: largest by smallest.
-        spread: 1 - mean cosine of an image to its class centre, mean over classes.
+        spread: 1 - mean cosine of an image to its class centre, mean over classes; a class of one image has none.
         distance: 1 - cosine of a class centre to the nearest other one, mean over classes.
         distance_variation: standard deviation of those distances by their mean: how unequal they are.
-        gap: distance by spread; below 1 the nearest other class is nearer than the class's own images.
+        gap: distance by spread; below 1 the nearest other class is nearer than the class's own images. Infinite where
+            no class spreads: each has one image, or images that are all alike.
     """
 
     classes: int
@@ -71,7 +73,7 @@ def measure_classes(features: Tensor, labels: Tensor) -> ClassFacts:
     to_own = (rows * centres[classes]).sum(dim=1)
     mean_to_own = torch.zeros(len(counts), device=rows.device).index_add_(0, classes, to_own) / counts
     nearest = (centres @ centres.T).fill_diagonal_(-torch.inf).amax(dim=1)
-    spread, distance = float((1 - mean_to_own).mean()), float((1 - nearest).mean())
+    spread, distance = max(float((1 - mean_to_own).mean()), 0.0), float((1 - nearest).mean())
     return ClassFacts(
         classes=len(counts),
         images=len(labels),
@@ -82,10 +84,11 @@ def measure_classes(features: Tensor, labels: Tensor) -> ClassFacts:
         spread=spread,
         distance=distance,
         distance_variation=float((1 - nearest).std(correction=0)) / max(distance, 1e-12),
-        gap=distance / max(spread, 1e-12),
+        gap=distance / spread if spread > LEAST_SPREAD else math.inf,
     )
 
 
+LEAST_SPREAD = 1e-6  # less is rounding
 FEW_IMAGES_PER_CLASS = 25  # about the middle, by ratio, of the sets that need different losses: 12 and 60
 
 

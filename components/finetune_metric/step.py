@@ -1,5 +1,6 @@
 """Draws the embedding network to the adjusted features, then trains it with a loss chosen from the data."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -143,7 +144,7 @@ def decide(params: Params, targets: Tensor, labels: Tensor, images: ImageBatches
         distributed.say(f"finetune_metric: {choice.why}")
         run.log_params({f"chosen_{name}": choice.value})
         run.set_tags({f"{name}_why": choice.why})
-    run.log_metrics({f"data_{name}": value for name, value in chosen["loss"].facts.items()})
+    run.log_metrics({f"data_{name}": value for name, value in chosen["loss"].facts.items() if value != math.inf})
     return chosen
 
 

@@ -62,6 +62,15 @@ def test_measures_are_those_of_a_plain_loop() -> None:
     assert (facts.images_per_class_min, facts.images_per_class_median, facts.images_per_class_max) == (4, 5, 9)
 
 
+@pytest.mark.parametrize("images", [1, 3])
+def test_classes_that_do_not_spread_have_no_finite_gap(images: int) -> None:
+    rows = torch.rand(40, 17, generator=torch.Generator().manual_seed(0))
+    facts = measure_classes(rows.repeat(images, 1), torch.arange(40).repeat(images))
+    assert 0 <= facts.spread < 1e-6
+    assert facts.gap == np.inf
+    assert ", gap inf; fewer than 25 images a class" in choose_loss(facts).why
+
+
 def test_labels_may_be_any_numbers_in_any_order() -> None:
     features, labels = blobs(0.3, [6, 6, 6])
     order = torch.randperm(18, generator=torch.Generator().manual_seed(0))
