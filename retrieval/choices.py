@@ -138,8 +138,8 @@ def choose_learning_rate(dimension: int, batch_size: int = BATCH_AT_256, asked: 
     with the embedding's length, which grows with the root of d: the rate makes up for it. The root of the batch keeps
     the noise of a step the same.
 
-    The base is that of sweeps on CIFAR-100 over 128, 256 and 512 dimensions and rates of 0.025 to 0.4, and of twice
-    and half of it on four further sets (docs/choices.md): the rule is within one point of R@1 of the best at each d.
+    The base is that of sweeps on CIFAR-100 over 128, 256 and 512 dimensions and rates of 0.025 to 0.4, and of it and
+    half of it on four further sets (docs/choices.md): the rule is within one point of R@1 of the best at each d.
     From 0.1 on the sweep over d is flat, so it supports the root of d and refutes neither a weaker nor a stronger
     power. The power of the batch was not swept.
 
