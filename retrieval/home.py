@@ -10,9 +10,14 @@ def home() -> Path:
     `RANKONE_HOME` names it; without that, it is `.rankone` in the current folder. It is made when missing.
 
     Raises:
-        ValueError: a file is there, or the path holds a sign that an address of an SQLite file cannot.
+        ValueError: a file is there, the folder cannot be made, or the path holds a sign that an address of an SQLite
+            file cannot.
     """
-    folder = Path(os.environ.get("RANKONE_HOME") or ".rankone").resolve()
+    named = os.environ.get("RANKONE_HOME") or ".rankone"
+    try:
+        folder = Path(named).resolve()
+    except RuntimeError:
+        raise ValueError(f"RANKONE_HOME is '{named}', a link that leads to itself; name a folder.") from None
     if folder.is_file():
         raise ValueError(f"RANKONE_HOME is '{folder}', a file; name a folder.")
     if found := sorted({"?", "%"} & set(str(folder))):
@@ -20,5 +25,10 @@ def home() -> Path:
             f"RANKONE_HOME is '{folder}', with {' and '.join(found)} in it: MLflow is told its store as an address, in "
             "which they mean something else. Name a folder without."
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"'{folder}' cannot be made ({error.strerror}); name in RANKONE_HOME a folder that this user may write."
+        ) from error
     return folder
