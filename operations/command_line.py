@@ -87,12 +87,16 @@ def compile_command(
     A recipe and parameters become the defaults of the compiled pipeline, and so do a profile and its settings; each
     step runs in the image of the lock. A location may be left to those who start runs.
     """
-    from operations.compile import FORMATS, RESOURCES, compile_pipeline, write_resources
+    from operations.compile import FORMATS, RESOURCES, check_namespace, compile_pipeline, write_resources
 
     if output.is_dir() or output.suffix not in (".yaml", ".yml"):
         raise ValueError(f"--output is '{output}'; name a file that ends in .yaml.")
     if form not in FORMATS:
         raise ValueError(f"Unknown format '{form}'; choose one of: {', '.join(FORMATS)}.")
+    if namespace is not None:
+        if form != RESOURCES:
+            raise ValueError(f"--namespace is '{namespace}', and only resources have one; add --format {RESOURCES}.")
+        check_namespace(namespace)
     hardware = None if profile is None else profiles.load_profile(profile)
     settings, assignments = profiles.split_settings(hardware, param or [])
     values = parameters.resolve({} if recipe is None else recipes.load_recipe(recipe), assignments, reads_images=False)

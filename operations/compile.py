@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from retrieval.tracking import IMAGE
 
 PACKAGE, RESOURCES = "package", "crd"  # the formats
 FORMATS = (PACKAGE, RESOURCES)
+NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 CHANGES_STEP, PIPELINE_CODE = "detect_changes", "RANKONE_PIPELINE_CODE"
 NO_PART_OF_A_MODEL = ("announce",)  # steps whose code changes no model
 
@@ -59,6 +61,19 @@ def content_digest(package: Path) -> str:
     """Twelve hexadecimal digits that change with what a compiled pipeline does, not with its comments."""
     documents = list(yaml.safe_load_all(package.read_text()))
     return hashlib.sha256(json.dumps(documents, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def check_namespace(name: str) -> None:
+    """Refuse what can be no namespace: the cluster would, when the resources are applied.
+
+    Raises:
+        ValueError: names it.
+    """
+    if not NAMESPACE.fullmatch(name):
+        raise ValueError(
+            f"--namespace is '{name}'; it is of small letters, digits and '-', 63 at most, and begins and ends with a "
+            "letter or digit."
+        )
 
 
 def write_resources(package: Path, output: Path, namespace: str | None = None) -> Path:

@@ -3,6 +3,7 @@
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -49,3 +50,24 @@ def test_a_port_in_use_is_refused_with_how_to_choose_another(said, host: str) ->
     assert status == 2
     assert error.startswith(f"rankone: port {port} is in use: another program listens there; ")
     assert f"--port {port + 1}" in error or f"--port {port - 1}" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--namespace", "kubeflow"], "--namespace is 'kubeflow', and only resources have one; add --format crd."),
+        (["--format", "crd", "--namespace", "Kube flow"], "--namespace is 'Kube flow'; it is of small letters"),
+        (["--format", "crd", "--namespace", ""], "--namespace is ''; it is of small letters"),
+        (["--format", "crd", "--namespace", "a" * 64], "63 at most"),
+    ],
+)
+def test_a_namespace_that_would_be_dropped_or_cannot_be_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments, message: str
+) -> None:
+    package = tmp_path / "pipeline.yaml"
+    monkeypatch.setattr(sys, "argv", ["rankone", "compile", "--unpinned", "--output", str(package), *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not package.exists()
