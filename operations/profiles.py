@@ -188,21 +188,39 @@ def parse_setting(setting: Setting, text: str) -> Any:
     return value
 
 
+def parse_settings(profile: Profile, texts: Mapping[str, str]) -> dict[str, Any]:
+    """The settings that texts give by name, parsed and checked against what the profile fixes.
+
+    Raises:
+        ValueError: no value that a setting can have, or less memory than the part of it that is /dev/shm.
+    """
+    settings = settings_of(profile)
+    values = {name: parse_setting(settings[name], text) for name, text in texts.items()}
+    for part, hardware in (profile.part(True), profile.part(False)):
+        memory, shared = values.get(f"{part}_memory", hardware.memory), hardware.shared_memory
+        if size_of(memory) < size_of(shared):
+            raise ValueError(
+                f"{part}_memory is '{memory}', less than the profile's shared_memory, {shared}, which is a part of it: "
+                f"a step that fills that would be killed. Give {shared} or more, or a profile of your own."
+            )
+    return values
+
+
 def split_settings(profile: Profile | None, assignments: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
     """The settings among `name=value` assignments, parsed, and the other assignments.
 
     Raises:
-        ValueError: no value that a setting can have.
+        ValueError: as `parse_settings`.
     """
     settings = settings_of(profile) if profile else {}
-    values, others = dict[str, Any](), list[str]()
+    texts, others = dict[str, str](), list[str]()
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if equals and name.strip() in settings:
-            values[name.strip()] = parse_setting(settings[name.strip()], text)
+            texts[name.strip()] = text
         else:
             others.append(assignment)
-    return values, others
+    return parse_settings(profile, texts) if profile else {}, others
 
 
 def size_of(quantity: str) -> int:

@@ -395,11 +395,9 @@ def _parameters(profile: profiles.Profile, entry: Mapping[str, Any]) -> tuple[di
             raise ValueError(recipes.no_value(name))
         if name in OF_A_MOMENT:
             raise ValueError(f"{name} stands for one moment, and every run of a schedule would get the same; leave it.")
-    settings = {
-        name: profiles.parse_setting(known[name], as_text(name, value))
-        for name, value in given.items()
-        if name in known
-    }
+    settings = profiles.parse_settings(
+        profile, {name: as_text(name, value) for name, value in given.items() if name in known}
+    )
     recipe = recipes.load_recipe(entry["recipe"]) if "recipe" in entry else {}
     values = parameters.resolve({**recipe, **{key: given[key] for key in given if key not in known}}, [])
     readable = with_readable_source({**values, OF_A_MOMENT[0]: "not asked for: every run looks anew"})

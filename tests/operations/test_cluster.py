@@ -144,6 +144,7 @@ def test_json_stands_alone_and_tells_how_it_ended(stub: Stub, rankone) -> None:
         (["-p", "accelerator_count=2"], "accelerator_count is no parameter but a setting"),  # the cpu profile has none
         (["--profile", "h100"], "Unknown profile 'h100'"),
         (["--profile", "h200", "-p", "accelerated_memory=much"], "accelerated_memory is 'much'"),
+        (["--profile", "h200", "-p", "accelerated_memory=48"], "accelerated_memory is '48', less than the profile's"),
         (["-p", "weights=/dev/null"], "weights names '/dev/null', which is on this machine; give an s3:// address"),
         (["-p", "source=folder", "-p", "location=photos"], "location is 'photos', which is on this machine"),
     ],

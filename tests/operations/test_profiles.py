@@ -18,6 +18,7 @@ from operations.profiles import (
     describe_profile,
     load_profile,
     parse_setting,
+    parse_settings,
     profile_names,
     settings_of,
     size_of,
@@ -301,6 +302,15 @@ def test_a_run_cannot_decide_nonsense(name: str, text: str, message: str) -> Non
     with pytest.raises(ValueError, match=r"(is|has) ") as refused:
         parse_setting(settings_of(load_profile("h200"))[name], text)
     assert message in str(refused.value)
+
+
+def test_a_run_cannot_have_less_memory_than_the_part_of_it_that_is_shared() -> None:
+    profile = load_profile("one-gpu")
+    assert parse_settings(profile, {"accelerated_memory": "8Gi"}) == {"accelerated_memory": "8Gi"}
+    with pytest.raises(ValueError, match="accelerated_memory is '8G', less than the profile's shared_memory, 8Gi, "):
+        parse_settings(profile, {"accelerated_memory": "8G"})
+    with pytest.raises(ValueError, match=r"plain_memory is '1Gi', .* Give 2Gi or more"):
+        parse_settings(profile, {"plain_memory": "1Gi"})
 
 
 @pytest.mark.filterwarnings("ignore:Task .* have no effect in the current local runner")  # which is as it should be

@@ -129,6 +129,7 @@ def test_no_time_comes_after_the_last_year_that_a_calendar_has(written, when: di
         ({"parameters": {"plain_memory": None}}, "the parameter plain_memory has no value; give one, or leave it out"),
         ({"parameters": {"accelerator_count": "2"}}, "accelerator_count is no parameter but a setting"),
         ({"parameters": {"plain_memory": "much"}}, "plain_memory is 'much'"),
+        ({"parameters": {"plain_memory": 48}}, "plain_memory is '48', less than the profile's shared_memory, "),
         ({"parameters": {"source_fingerprint": "a"}}, "source_fingerprint stands for one moment"),
         ({"parameters": {"champion_fingerprint": "3"}}, "champion_fingerprint stands for one moment"),
         ({"parameters": {"source": "folder", "location": "photos"}}, "location is 'photos', which is on this machine"),
