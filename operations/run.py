@@ -20,7 +20,7 @@ from retrieval import tracking
 from retrieval.announcement import announce, end_in_mlflow
 from retrieval.fingerprint import named_fingerprint, source_fingerprint
 from retrieval.home import home
-from retrieval.manifest import digest_of
+from retrieval.manifest import FILE_NAME, digest_of
 from retrieval.news import ANNOUNCING_STEP, Ending
 from retrieval.object_store import is_address
 from retrieval.webhook import ADDRESS
@@ -159,17 +159,21 @@ def refuse_missing_files(values: Mapping[str, Any]) -> None:
     """Refuse before anything runs a file that a step would miss after minutes or hours.
 
     Raises:
-        ValueError: names the parameter and what is not there.
+        ValueError: names the parameter and what is not there, or is there twice.
     """
     weights = str(values.get("weights", ""))
-    if weights not in WORDS and not weights.startswith("s3://") and not expanded(weights).is_file():
+    if weights not in WORDS and not is_address(weights) and not expanded(weights).is_file():
         raise ValueError(f"weights names '{weights}', which is no file here; give none, imagenet, a path or s3://.")
-    for folder in filter(None, map(str.strip, str(values.get("further_datasets", "")).split(","))):
-        if not folder.startswith("s3://") and not expanded(folder).is_dir():
+    folders = [part.strip() for part in str(values.get("further_datasets", "")).split(",") if part.strip()]
+    for folder in folders:
+        if not is_address(folder) and not (expanded(folder) / FILE_NAME).is_file():
+            lacks = f"has no {FILE_NAME}" if expanded(folder).is_dir() else "is no folder here"
             raise ValueError(
-                f"further_datasets names '{folder}', which is no folder here; give folders that prepare_data wrote, or "
-                "their addresses (s3://bucket/prefix), separated by commas."
+                f"further_datasets names '{folder}', which {lacks}; give folders that prepare_data wrote, or their "
+                "addresses (s3://bucket/prefix), separated by commas."
             )
+        if folders.count(folder) > 1:
+            raise ValueError(f"further_datasets names '{folder}' twice; name every dataset once.")
 
 
 def absolute(texts: str) -> str:

@@ -367,13 +367,17 @@ def test_bad_input_is_refused_before_anything_runs(
     [
         ("weights=resnet.pth", "weights names 'resnet.pth', which is no file here; give none, imagenet, a path"),
         ("weights=there", "weights names '.*there', which is no file"),
-        ("further_datasets=there, nowhere", "further_datasets names 'nowhere', which is no folder here; give folders"),
+        ("further_datasets=made, nowhere", "further_datasets names 'nowhere', which is no folder here; give folders"),
+        ("further_datasets=made,there", "further_datasets names '.*there', which has no manifest.json; give folders"),
+        ("further_datasets=made,./made", "further_datasets names '.*made' twice; name every dataset once"),
     ],
 )
 def test_files_that_a_step_would_miss_are_refused_before_anything_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assignment: str, message: str
 ) -> None:
     (tmp_path / "there").mkdir()
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "manifest.json").touch()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RANKONE_HOME", str(tmp_path / "home"))
     with pytest.raises(ValueError, match=message):
@@ -399,6 +403,7 @@ def test_files_that_are_there_and_words_and_addresses_are_not_refused(tmp_path: 
     here = str(tmp_path / "weights.safetensors")
     for weights in ("none", "imagenet", "s3://bucket/key", "weights.safetensors", here):
         refuse_missing_files({"weights": weights, "further_datasets": ""})
+    (tmp_path / "manifest.json").touch()
     refuse_missing_files({"further_datasets": f"., {tmp_path}, s3://bucket/sets/other"})
 
 
