@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from components.settings import Setting
-from operations.yaml_file import read_yaml
+from operations.yaml_file import named_file, names_in, read_yaml
 
 FOLDER = Path(__file__).resolve().parent.parent / "profiles"
 ACCELERATED, PLAIN = "accelerated", "plain"
@@ -114,7 +114,7 @@ class Profile:
 
 def profile_names() -> list[str]:
     """The profiles that exist."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    return names_in(FOLDER)
 
 
 def describe_profile(name: str) -> str:
@@ -129,11 +129,7 @@ def load_profile(name: str) -> Profile:
         ValueError: there is none of that name, it is no YAML, or it has an unknown or missing key or a value that
             cannot be; the message names the file, the part and the key.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
-    if not path.is_file():
-        raise ValueError(
-            f"Unknown profile '{name}'; choose one of: {', '.join(profile_names())}, or name a .yaml file."
-        )
+    path = named_file("profile", name, FOLDER)
     parts = read_yaml(path)
     if not isinstance(parts, dict) or set(parts) != {ACCELERATED, PLAIN}:
         raise ValueError(f"{path} is no profile; it must have two parts, {ACCELERATED} and {PLAIN}, and nothing else.")

@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from operations.yaml_file import read_yaml
+from operations.yaml_file import named_file, names_in, read_yaml
 
 FOLDER = Path(__file__).resolve().parent.parent / "recipes"
 
 
 def recipe_names() -> list[str]:
     """The recipes that exist."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    return names_in(FOLDER)
 
 
 def load_recipe(name: str) -> dict[str, Any]:
@@ -20,9 +20,7 @@ def load_recipe(name: str) -> dict[str, Any]:
         ValueError: there is none of that name, or it is no flat mapping of parameters, or no YAML, or a parameter has
             no value.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
-    if not path.is_file():
-        raise ValueError(f"Unknown recipe '{name}'; choose one of: {', '.join(recipe_names())}, or name a .yaml file.")
+    path = named_file("recipe", name, FOLDER)
     recipe = read_yaml(path)
     if not isinstance(recipe, dict) or any(isinstance(value, dict) for value in recipe.values()):
         raise ValueError(f"{path} is no recipe; it must be a flat list of lines `parameter: value`.")

@@ -147,7 +147,7 @@ def with_source(values: Mapping[str, Any]) -> dict[str, Any]:
     source = values.get("source", knobs["source"].default)
     location = str(values.get("location", knobs["location"].default))
     if location and "://" not in location:
-        location = str(expanded(location).resolve())
+        location = str(resolved(location))
     files = {name: absolute(str(values[name])) for name in PATHS if name in values}
     prints = {FINGERPRINTED[name]: named_fingerprint(text) for name, text in files.items() if name in FINGERPRINTED}
     prints = {name: text for name, text in prints.items() if text}
@@ -179,12 +179,24 @@ def refuse_missing_files(values: Mapping[str, Any]) -> None:
 def absolute(texts: str) -> str:
     """Paths, separated by commas, with those that exist made absolute: a container has another current folder."""
     parts = [part.strip() for part in texts.split(",")]
-    return ",".join(str(expanded(part).resolve()) if is_here(part) else part for part in parts)
+    return ",".join(str(resolved(part)) if is_here(part) else part for part in parts)
 
 
 def is_here(text: str) -> bool:
     """Whether a value names a file or folder of this machine."""
     return text not in WORDS and expanded(text).exists()
+
+
+def resolved(text: str) -> Path:
+    """A path from the root, with every link followed.
+
+    Raises:
+        ValueError: a link leads to itself, or this machine knows no such home folder.
+    """
+    try:
+        return expanded(text).resolve()
+    except RuntimeError:
+        raise ValueError(f"'{text}' is a link that leads to itself; name what it was to lead to.") from None
 
 
 def expanded(text: str) -> Path:
@@ -235,7 +247,7 @@ def containers_of(run: str, values: Mapping[str, Any]) -> "Containers":
 def checkpoints_of(values: Mapping[str, Any]) -> str:
     """Where the steps keep the states of their trainings: a place that the same command again finds."""
     root = str(values.get("checkpoints") or home() / "checkpoints")
-    root = root if is_address(root) else str(expanded(root).resolve())
+    root = root if is_address(root) else str(resolved(root))
     return f"{root.rstrip('/')}/{digest_of(dict(values))[:16]}"
 
 

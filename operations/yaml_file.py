@@ -23,6 +23,27 @@ def read_yaml(path: Path) -> Any:
         raise ValueError(f"{path} cannot be read: {_problem(error)}; correct it there.") from None
 
 
+def named_file(kind: str, name: str, folder: Path) -> Path:
+    """The YAML file of a recipe or profile, by its name in the folder of such or by its own path.
+
+    Raises:
+        ValueError: there is none; lists those of the folder.
+    """
+    is_path = name.endswith((".yaml", ".yml"))
+    path = Path(name) if is_path else folder / f"{name}.yaml"
+    if path.is_file():
+        return path
+    known = f"one of: {', '.join(names_in(folder))}"
+    if is_path:
+        raise ValueError(f"There is no file '{name}'; give the path of a {kind}, or {known}.")
+    raise ValueError(f"Unknown {kind} '{name}'; choose {known}, or name a .yaml file.")
+
+
+def names_in(folder: Path) -> list[str]:
+    """Of the YAML files in a folder, sorted."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
 def as_text(key: str, value: Any) -> str:
     """A value of a file as `-p key=value` would give it: a text as it is, all else as JSON.
 

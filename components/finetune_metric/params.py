@@ -24,6 +24,7 @@ POOLINGS = ("auto", "gem", "average", "max", "flatten")
 POOL_KINDS = ("max", "average")
 ADJUST_BY = ("relations", "clusters", "centres")
 LEAST_IMAGES_OF_RELATIONS = 3
+MOST_DIMENSIONS = 65_536  # the whole last map of the default network in 16 times as many numbers
 RATIO = 2.0  # alpha and beta where nothing else is said: the usual doubling wherever the map is halved
 RATIO_LIMIT = 1000.0  # far beyond any network; no count of channels overflows
 FOUR_LAYER = "four_layer"
@@ -115,6 +116,8 @@ class Params:
         check_choices(self, pooling=POOLINGS, pool_kind=POOL_KINDS, robust=ROBUST, labels=LABELS)
         check_choices(self, adjust_by=ADJUST_BY)
         check_least(self, dimension=2, batch_size=2, adjust_epochs=0, metric_epochs=0, label_rounds=1)
+        if self.dimension > MOST_DIMENSIONS:
+            raise ValueError(f"dimension is {self.dimension:,}; it must be {MOST_DIMENSIONS:,} or less.")
         check_seed(self)
         self._check_layers()
         self._check_ratios()

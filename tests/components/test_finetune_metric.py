@@ -219,6 +219,7 @@ def test_channels_follow_from_the_two_ratios(given: dict[str, object], counts: t
         ({"labels": "some"}, "Unknown labels 'some'; choose one of: given, none"),
         ({"label_rounds": 0}, "label_rounds is 0; it must be 1 or more"),
         ({"dimension": 1}, "dimension is 1; it must be 2 or more"),
+        ({"dimension": 100_000}, "dimension is 100,000; it must be 65,536 or less"),
         ({"metric_epochs": -1}, "metric_epochs is -1"),
     ],
 )

@@ -96,6 +96,8 @@ def test_an_unknown_recipe_lists_the_choices() -> None:
         ValueError, match="Unknown recipe 'digit'; choose one of: cifar100, digits, folder, imagenet200, omniglot"
     ):
         load_recipe("digit")
+    with pytest.raises(ValueError, match=r"There is no file 'digits\.yaml'; give the path of a recipe, or one of"):
+        load_recipe("digits.yaml")
 
 
 def test_a_recipe_file_of_ones_own(tmp_path) -> None:

@@ -248,6 +248,8 @@ def test_a_profile_that_cannot_be_is_refused_by_name(tmp_path: Path, changes: di
 def test_an_unknown_profile_lists_the_choices_and_a_part_cannot_be_missing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Unknown profile 'h100'; choose one of: a100, cpu, h200, mig, one-gpu"):
         load_profile("h100")
+    with pytest.raises(ValueError, match=r"There is no file '.*none\.yml'; give the path of a profile, or one"):
+        load_profile(str(tmp_path / "none.yml"))
     path = tmp_path / "half.yaml"
     path.write_text(yaml.safe_dump({ACCELERATED: GOOD}))
     with pytest.raises(ValueError, match="must have two parts, accelerated and plain"):

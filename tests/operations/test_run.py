@@ -397,6 +397,15 @@ def test_a_home_folder_that_nobody_has_is_refused_before_anything_runs(
     assert not (tmp_path / "home").exists()
 
 
+@pytest.mark.parametrize("values", [{"location": "round"}, {"checkpoints": "round/states"}])
+def test_a_link_that_leads_to_itself_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RANKONE_HOME", str(tmp_path / "home"))
+    (tmp_path / "round").symlink_to("round")
+    with pytest.raises(ValueError, match=r"'round.*' is a link that leads to itself; name what it was to lead to"):
+        run_here("folder", {"source": "folder", "location": str(tmp_path), **values})
+
+
 def test_files_that_are_there_and_words_and_addresses_are_not_refused(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "weights.safetensors").touch()
     monkeypatch.chdir(tmp_path)
