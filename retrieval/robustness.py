@@ -10,14 +10,15 @@ from torch.nn.functional import interpolate
 
 from retrieval.class_intervals import class_bootstrap_interval
 from retrieval.colours import colour_statistics
-from retrieval.dataset import Dataset
+from retrieval.dataset import FORMAT_VERSION, KIND, Dataset
 from retrieval.embedder import Change, Embedder, changed
 from retrieval.evaluation import FurtherDataset, MissingParts
 from retrieval.metrics import recall_at_1, retrieval_metrics
 from retrieval.neighbours import nearest
-from retrieval.object_store import Address, download, is_address, list_objects
+from retrieval.object_store import Address, is_address
 from retrieval.occlusion import hide
 from retrieval.progress import Progress
+from retrieval.publication import fetch
 
 HIDDEN = (
     *(("block", share) for share in (0.1, 0.25, 0.5)),
@@ -120,18 +121,11 @@ def _on_this_machine(name: str, scratch: Path) -> Path:
     """The folder of a name; one of a bucket is fetched to `scratch`, which is made.
 
     Raises:
-        ValueError: nothing lies at the address, the key of an object leads elsewhere, or the bucket cannot be read.
+        ValueError: at the address is no whole dataset, or the bucket cannot be read.
     """
     if not is_address(name):
         return Path(name)
-    place = Address.parse(name)
-    files = {scratch / listed.path: place / listed.path for listed in list_objects(place)}
-    if not files:
-        raise ValueError(f"there is nothing at {place}/.")
-    for file, address in files.items():
-        if ".." in file.parts or not file.is_relative_to(scratch):
-            raise ValueError(f"{address} cannot be the file of a folder.")
-    download(files, name=f"fetch {name}")
+    fetch(Address.parse(name), scratch, KIND, FORMAT_VERSION)
     return scratch
 
 

@@ -213,12 +213,12 @@ def _classes(data: Dataset, train: np.ndarray) -> int:
 def _what_was_read(data: Dataset, train: np.ndarray, params: Params, device: torch.device) -> str:
     classes = "unknown"  # without labels one folder may hold all images
     if params.labels == "given":
-        classes = f"{_classes(data, train):,}"
-        if _classes(data, train) < 2:
+        if (count := _classes(data, train)) < 2:
             raise ValueError(
-                f"The training images have {classes} class(es); a classifier needs 2 or more. Check the split, or give "
+                f"The training images have {count} class(es); a classifier needs 2 or more. Check the split, or give "
                 "labels=none to learn from the images alone."
             )
+        classes = f"{count:,}"
     return (
         f"pretrain: {len(data):,} images of {data.image_size} px, {len(train):,} of {classes} classes to train on; "
         f"{params.classifier} from {params.weights}; {describe(device)}; seed {params.seed}."
